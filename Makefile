@@ -1,0 +1,31 @@
+# The commands of a checkout. Each sets up what it needs; a second time that takes a moment.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ENV = $(shell $(PYTHON) tools/setup_env.py --where)
+
+.PHONY: help setup test demo lint clean
+
+help:
+	@echo 'make setup   make the environment with the pinned stack'
+	@echo 'make test    check the style, then run all tests'
+	@echo 'make demo    train, convert and compare a small model, on the CPU'
+	@echo 'make lint    check the style'
+	@echo 'make clean   remove what was made in this folder; compiled wheels stay in the cache'
+
+setup:
+	@$(PYTHON) tools/setup_env.py
+
+# One thread a worker: two workers with a thread for each core fight over them. A file is one
+# worker's, so that what its tests share is made once.
+test: lint
+	OMP_NUM_THREADS=1 $(ENV)/bin/python -m pytest -n 2 --dist loadfile
+
+demo: setup
+	@$(ENV)/bin/python tools/demo.py
+
+lint: setup
+	$(ENV)/bin/python -m ruff check .
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find configs mmorepa tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

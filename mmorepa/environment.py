@@ -1,0 +1,257 @@
+"""What the parts of mmorepa need, what is installed, and the command that mends a difference.
+
+A part counts on the names that are imported, not on the names that were installed: the onedl-*
+forks offer the same modules under version numbers of their own. Standard library only, so that
+it also runs where nothing else does.
+"""
+
+import ctypes
+import importlib.util
+import re
+import shlex
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+
+class Dist(NamedTuple):
+    """A distribution that offers a module, and the versions of it that serve.
+
+    ``tried`` is the version of the pinned stack, named by mending commands; ``mmcv`` is the range
+    that a library checks mmcv against when it is imported, each has its own.
+    """
+
+    name: str
+    at_least: str = ''
+    below: str = ''
+    tried: str = ''
+    mmcv: Optional['Dist'] = None
+
+
+class Row(NamedTuple):
+    """One need of a part: ``mend`` is the command that meets it, empty where it is met."""
+
+    module: str
+    found: str
+    wanted: str
+    mend: str = ''
+
+
+MMCV = Dist('mmcv', '2.0.0', '2.2.0', '2.1.0')
+MMCV_FORK = Dist('onedl-mmcv', '2.0.0', '3.0.0')
+
+# The first of each line is the one that a mending command and setup.py's extras name.
+DISTS = {
+    'torch': (Dist('torch', '2.0.0', tried='2.5.1'),),
+    'mmengine': (
+        Dist('mmengine', '0.8.3', '1.0.0', '0.10.7'),
+        Dist('mmengine-lite', '0.8.3', '1.0.0'),
+        Dist('onedl-mmengine', '0.10.8', '1.0.0'),
+    ),
+    'mmcv': (MMCV, MMCV_FORK, Dist('mmcv-lite'), Dist('mmcv-full')),
+    'mmpretrain': (
+        Dist('mmpretrain', '1.2.0', '2.0.0', '1.2.0', MMCV._replace(below='2.4.0')),
+        Dist('onedl-mmpretrain', '1.3.0', '2.0.0', mmcv=MMCV_FORK._replace(below='2.4.0')),
+    ),
+    'mmdet': (
+        Dist('mmdet', '3.2.0', '4.0.0', '3.3.0', MMCV),
+        Dist('onedl-mmdetection', '3.5.0', '4.0.0', mmcv=MMCV_FORK),
+    ),
+    'mmseg': (
+        Dist('mmsegmentation', '1.2.0', '2.0.0', '1.2.2', MMCV),
+        Dist('onedl-mmsegmentation', '1.4.0', '2.0.0', mmcv=MMCV_FORK),
+    ),
+    'ftfy': (Dist('ftfy'),),
+    'regex': (Dist('regex'),),
+    'mim': (Dist('openmim', '0.3.9', '0.4.0', '0.3.9'),),
+    'pkg_resources': (Dist('setuptools', '', '81'),),
+    # What openmim itself imports: it is best installed with --no-deps, so nothing brings these.
+    'click': (Dist('click'),),
+    'colorama': (Dist('colorama'),),
+    'modelindex': (Dist('model-index'),),
+    'pandas': (Dist('pandas'),),
+    'requests': (Dist('requests'),),
+    'rich': (Dist('rich'),),
+    'tabulate': (Dist('tabulate'),),
+}
+
+OPS = 'mmcv._ext'
+
+PARTS = {
+    'core': ('torch',),
+    'pretrain': ('torch', 'mmengine', 'mmcv', 'mmpretrain'),
+    'det': ('torch', 'mmengine', 'mmcv', OPS, 'mmdet'),
+    'seg': ('torch', 'mmengine', 'mmcv', OPS, 'mmseg', 'ftfy', 'regex'),
+    'mim': (
+        'mim',
+        'pkg_resources',
+        'click',
+        'colorama',
+        'modelindex',
+        'pandas',
+        'requests',
+        'rich',
+        'tabulate',
+    ),
+}
+
+# mmcv's build looks for torch, and isolated from it leaves out the operators in silence;
+# openmim's dependencies would pull setuptools below what torch can use.
+FLAGS = {
+    'mmcv': '--no-build-isolation ',
+    'onedl-mmcv': '--no-build-isolation ',
+    'openmim': '--no-deps ',
+}
+
+LIBRARIES = {'pretrain': 'mmpretrain', 'det': 'mmdet', 'seg': 'mmseg'}
+
+
+def require(part: str) -> None:
+    """Make sure that a part can work; imports none of the libraries that it looks at.
+
+    Args:
+        part: a key of ``PARTS``.
+
+    Raises:
+        ImportError: one line with what was found, what is wanted and the command that mends it.
+    """
+    for row in inspect(part):
+        if row.mend:
+            raise ImportError(
+                f'mmorepa.{part} needs {row.module} {row.wanted}: found {row.found}; '
+                f'mend it with: {row.mend}'
+            )
+
+
+def inspect(part: str) -> list[Row]:
+    """Compare what a part needs with what is there, one row a need.
+
+    Args:
+        part: a key of ``PARTS``.
+    """
+    library = LIBRARIES.get(part)
+    return [_ops_row(library) if m == OPS else _row(m, library) for m in PARTS[part]]
+
+
+def requirements(part: str) -> list[str]:
+    """The needs of a part as pip requirements, torch left out.
+
+    Args:
+        part: a key of ``PARTS``.
+    """
+    modules = [m for m in PARTS[part] if m not in ('torch', OPS)]
+    return [_spec(_want(m, DISTS[m][0], LIBRARIES.get(part))) for m in modules]
+
+
+def ops_problem() -> str:
+    """Why mmcv's compiled operators cannot be used, in one line; empty where they can."""
+    folder = _folder('mmcv')
+    if folder is None:
+        return 'no mmcv'
+    files = [folder / f'_ext{suffix}' for suffix in EXTENSION_SUFFIXES]
+    file = next((f for f in files if f.is_file()), None)
+    if file is None:
+        return 'no compiled operators (mmcv/_ext)'
+    try:
+        import torch  # noqa: F401  (its libraries must be loaded first)
+
+        ctypes.CDLL(str(file))
+    except (ImportError, OSError) as error:
+        symbol = re.search(r'undefined symbol: (\S+)', str(error))
+        if symbol:
+            return f'operators built for another torch (undefined symbol {symbol[1]})'
+        return f'operators that do not load ({" ".join(str(error).split())})'
+    return ''
+
+
+def _row(module, library):
+    dist, number = _installed(module)
+    want = _want(module, dist, library)
+    wanted = _range(want) or 'any version'
+    if _folder(module) is None:
+        return Row(module, 'nothing', wanted, _install(want))
+    if number is None:
+        return Row(module, 'a copy of unknown version', wanted)
+    return Row(
+        module,
+        f'{dist.name} {number}',
+        wanted,
+        '' if _within(number, want) else _replace(dist, want),
+    )
+
+
+def _ops_row(library):
+    problem = ops_problem()
+    if not problem:
+        return Row(OPS, 'loads', 'that loads')
+    dist, number = _installed('mmcv')
+    want = _want('mmcv', dist, library)
+    if dist.name == 'mmcv-lite' or number is None:
+        mend = _replace(dist, want)
+    else:
+        # pip's cache of built wheels knows nothing of the torch that a wheel was built for.
+        mend = (
+            'MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps --no-cache-dir '
+            f'--no-build-isolation --no-binary {dist.name} {dist.name}=={number}'
+        )
+    found = f'{dist.name} {number} with {problem}' if number else problem
+    return Row(OPS, found, 'that loads', mend)
+
+
+def _installed(module):
+    """The distribution that offers a module and its version; the first choice if none does."""
+    for dist in DISTS[module]:
+        try:
+            return dist, version(dist.name)
+        except PackageNotFoundError:
+            continue
+    return DISTS[module][0], None
+
+
+def _want(module, dist, library):
+    return _installed(library)[0].mmcv if module == 'mmcv' else dist
+
+
+def _folder(module) -> Path | None:
+    """Where a top-level module lies, without importing it; None where there is none."""
+    spec = importlib.util.find_spec(module)
+    # A folder without __init__.py, say a clone in the working folder, is no package.
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent
+
+
+def _install(want):
+    spec = f'{want.name}=={want.tried}' if want.tried else _spec(want)
+    return f'pip install {FLAGS.get(want.name, "")}{shlex.quote(spec)}'
+
+
+def _replace(dist, want):
+    # Two distributions that offer one module overwrite each other's files.
+    other = f'pip uninstall -y {dist.name} && ' if dist.name != want.name else ''
+    return other + _install(want)
+
+
+def _spec(want):
+    return want.name + _range(want)
+
+
+def _range(want):
+    at_least = [f'>={want.at_least}'] if want.at_least else []
+    below = [f'<{want.below}'] if want.below else []
+    return ','.join(at_least + below)
+
+
+def _within(number, want):
+    here = _order(number)
+    above = not want.at_least or _order(want.at_least) <= here
+    return above and (not want.below or here < _order(want.below))
+
+
+def _order(number):
+    """A key that sorts versions; a pre-release comes before its release."""
+    release, rest = re.match(r'v?([\d.]*)(.*)', number).groups()
+    numbers = [int(n) for n in release.split('.') if n]
+    final = not re.match(r'[-_]?(a|b|c|rc|alpha|beta|pre|dev)', rest)
+    return (numbers + [0] * 4)[:4], final
