@@ -1,0 +1,177 @@
+"""The algebra of OREPA: pure functions, kernels in, kernels out.
+
+Notation, as in the paper: O output channels, I input channels, g groups, k kernel size. A kernel
+has the shape of a convolution's weight, (O, I/g, k, k); a *pointwise* kernel is (O, I/g, 1, 1).
+Everything here is differentiable and works in whatever dtype it is given.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def scale(kernel: Tensor, factors: Tensor) -> Tensor:
+    """Multiply every output channel by its own factor: the linear scaling layer (paper, sec. 3.2).
+
+    Args:
+        kernel (Tensor): (O, ...).
+        factors (Tensor): (O,).
+
+    Returns:
+        Tensor: As ``kernel``.
+    """
+    return kernel * factors.reshape(-1, *[1] * (kernel.dim() - 1))
+
+
+def centre(pointwise: Tensor, kernel_size: int) -> Tensor:
+    """Put a 1x1 kernel into the middle of a k x k one, zeros around it.
+
+    Args:
+        pointwise (Tensor): (O, I/g, 1, 1).
+        kernel_size (int): k, odd.
+
+    Returns:
+        Tensor: (O, I/g, k, k).
+    """
+    return F.pad(pointwise, [kernel_size // 2] * 4)
+
+
+def frequency_prior(out_channels: int, kernel_size: int) -> Tensor:
+    """The constant frequency prior filters (paper, sec. 3.3, "frequency prior filter").
+
+    The first half of the channels holds cosines down the rows, the other half along the columns::
+
+        F[o, h, w] = cos(pi (h + 1/2) (o + 1) / k)              for o < O/2
+        F[o, h, w] = cos(pi (w + 1/2) (o + 1 - O/2) / k)        otherwise
+
+    Args:
+        out_channels (int): O.
+        kernel_size (int): k.
+
+    Returns:
+        Tensor: (O, 1, k, k), a depthwise kernel in float64.
+    """
+    channel = torch.arange(out_channels, dtype=torch.float64)
+    half = out_channels / 2
+    by_rows = channel < half
+    frequency = torch.where(by_rows, channel + 1, channel + 1 - half)
+    position = torch.arange(kernel_size, dtype=torch.float64) + 0.5
+    wave = torch.cos(math.pi * frequency[:, None] * position / kernel_size)
+    filters = torch.where(by_rows[:, None, None], wave[:, :, None], wave[:, None, :])
+    return filters.expand(-1, kernel_size, kernel_size).unsqueeze(1).contiguous()
+
+
+def grouped_identity(channels: int, in_channels: int, groups: int) -> Tensor:
+    """The 1x1 kernel that hands each group's channels on, again and again until M are full.
+
+    Args:
+        channels (int): M, a multiple of ``in_channels``.
+        in_channels (int): I.
+        groups (int): g.
+
+    Returns:
+        Tensor: (M, I/g, 1, 1) with ``E[t, t mod I/g] = 1``.
+    """
+    width = in_channels // groups
+    return torch.eye(width).repeat(channels // width, 1).reshape(channels, width, 1, 1)
+
+
+def compose_pointwise(pointwise: Tensor, kernel: Tensor, groups: int) -> Tensor:
+    """The one kernel of a 1x1 convolution followed by a k x k one, both with the same groups.
+
+    ``W[o, i] = sum over t of kernel[o, t] * pointwise[t, i]`` inside each group, at every position.
+
+    Args:
+        pointwise (Tensor): (M, I/g, 1, 1), applied first.
+        kernel (Tensor): (O, M/g, k, k), applied to its output.
+        groups (int): g.
+
+    Returns:
+        Tensor: (O, I/g, k, k).
+    """
+    out_channels, middle, *size = kernel.shape
+    first = pointwise.reshape(groups, middle, -1)
+    second = kernel.reshape(groups, out_channels // groups, middle, -1)
+    composed = torch.einsum('gotk,gti->goik', second, first)
+    return composed.reshape(out_channels, -1, *size)
+
+
+def compose_separable(depthwise: Tensor, pointwise: Tensor, multiplier: int, groups: int) -> Tensor:
+    """The one kernel of a depthwise convolution with a multiplier E, followed by a 1x1 one.
+
+    ``W[o, i] = sum over e of pointwise[o, i, e] * depthwise[i, e]`` inside each group.
+
+    Args:
+        depthwise (Tensor): (I * E, 1, k, k), the E filters of a channel side by side.
+        pointwise (Tensor): (O, E * I/g, 1, 1).
+        multiplier (int): E.
+        groups (int): g, of the pointwise part.
+
+    Returns:
+        Tensor: (O, I/g, k, k).
+    """
+    out_channels = len(pointwise)
+    size = depthwise.shape[2:]
+    first = depthwise.reshape(groups, -1, multiplier, size.numel())
+    second = pointwise.reshape(groups, out_channels // groups, -1, multiplier)
+    return torch.einsum('goie,giek->goik', second, first).reshape(out_channels, -1, *size)
+
+
+def compose_chain(kernels: list[Tensor], groups: int = 1) -> Tensor:
+    """The one kernel that the deep linear stem composes out of its 3x3 kernels (paper, sec. 3.3).
+
+    Each kernel is slid over the composition so far as over an image, *without a flip*::
+
+        W[o, i, y, x] = sum over t, u, v of next[o, t, u, v] * current[t, i, y + u - 2, x + v - 2]
+
+    A chain of convolutions over a feature map would need ``next`` flipped in height and width.
+    Published checkpoints depend on the missing flip, so it stays.
+
+    Args:
+        kernels (list[Tensor]): The first (O, I/g, 3, 3), the others (O, O/g, 3, 3).
+        groups (int): g.
+
+    Returns:
+        Tensor: (O, I/g, k, k) with k = 2 * len(kernels) + 1.
+    """
+    current = kernels[0].transpose(0, 1)
+    for kernel in kernels[1:]:
+        in_width, _, size, _ = current.shape
+        out_channels = len(kernel)
+        # An explicit product: cuDNN may run a convolution in TF32, and a kernel has to be exact.
+        patches = F.unfold(current, 3, padding=2).reshape(in_width, groups, -1, (size + 2) ** 2)
+        rows = kernel.reshape(groups, out_channels // groups, -1)
+        current = torch.einsum('gok,igkp->igop', rows, patches)
+        current = current.reshape(in_width, out_channels, size + 2, size + 2)
+    return current.transpose(0, 1).contiguous()
+
+
+def fold_batch_norm(kernel: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """The convolution that equals a convolution followed by a BatchNorm in eval mode.
+
+    ``kernel * gamma / sqrt(var + eps)`` and ``beta + (bias - mean) * gamma / sqrt(var + eps)``,
+    computed in float64.
+
+    Args:
+        kernel (Tensor): (O, I/g, k, k).
+        bias (Tensor, optional): (O,), the convolution's.
+        norm (_BatchNorm): Over O channels, with running statistics, affine or not.
+
+    Returns:
+        tuple[Tensor, Tensor]: Kernel (O, I/g, k, k) and bias (O,), both in float64.
+    """
+    gain = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        gain = gain * norm.weight.double()
+    offset = -norm.running_mean.double()
+    if bias is not None:
+        offset = offset + bias.double()
+    folded_bias = offset * gain
+    if norm.bias is not None:
+        folded_bias = folded_bias + norm.bias.double()
+    return scale(kernel.double(), gain), folded_bias

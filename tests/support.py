@@ -1,0 +1,53 @@
+"""What the tests share that is no fixture."""
+
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmorepa import OREPAConv2d
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / 'configs' / 'digits' / 'orepa-resnet18_1xb64-10e_digits.py'
+
+
+def run(folder: Path, *command, code: int = 0) -> str:
+    """Run a command in a folder and check its exit code.
+
+    Returns:
+        str: What it printed, standard error behind standard output.
+    """
+    command = [str(part) for part in command]
+    result = subprocess.run(command, cwd=folder, text=True, capture_output=True)
+    output = result.stdout + result.stderr
+    assert result.returncode == code, output
+    return output
+
+
+def make_trained_like(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Move a fresh model away from its defaults, where comparing forms would say little.
+
+    BatchNorm statistics and affine parameters, scales, residuals and biases become random;
+    kernels keep their random initial values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor, low, high):
+        tensor.data.uniform_(low, high, generator=generator)
+
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            uniform(module.running_mean, -0.5, 0.5)
+            uniform(module.running_var, 0.5, 2.0)
+            uniform(module.weight, 0.5, 1.5)
+            uniform(module.bias, -0.5, 0.5)
+        elif isinstance(module, OREPAConv2d):
+            for name, parameter in module.named_parameters():
+                kind = name.rpartition('.')[2]
+                if kind == 'scale':
+                    uniform(parameter, -1.0, 1.0)
+                elif kind in ('residual', 'bias'):
+                    uniform(parameter, -0.2, 0.2)
+    return model
