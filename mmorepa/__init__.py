@@ -1,0 +1,20 @@
+"""mmorepa: Online Convolutional Re-parameterization for OpenMMLab.
+
+Importing this package is light: it needs torch alone, and where MMEngine is installed it registers
+``OREPAConv2d`` in MMEngine's root ``MODELS``, so that ``conv_cfg=dict(type='OREPAConv2d')`` works
+in any OpenMMLab model. The backbones are registered by importing ``mmorepa.pretrain``.
+"""
+
+import warnings
+from importlib.util import find_spec
+
+from .convs import OREPAConv2d, squeeze, switch_to_deploy, verify
+from .version import __version__
+
+if find_spec('mmengine'):
+    with warnings.catch_warnings(record=True):
+        # MMEngine makes torch warn of its functional optimizers, past every filter.
+        import mmengine.optim  # noqa: F401
+    from . import engine  # noqa: F401  (registers)
+
+__all__ = ['OREPAConv2d', '__version__', 'squeeze', 'switch_to_deploy', 'verify']

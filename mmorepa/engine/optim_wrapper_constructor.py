@@ -1,0 +1,200 @@
+"""The optimizer's rules per layer, in the release's words and MMEngine's."""
+
+from __future__ import annotations
+
+import logging
+from fnmatch import fnmatchcase
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+from torch.nn import GroupNorm, LayerNorm
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ..convs.branches import Branch
+from ..convs.orepa import DeepLinearStem
+from ..errors import UserError
+
+#: MMEngine's keys of ``paramwise_cfg``.
+MMENGINE_KEYS = (
+    'custom_keys',
+    'bias_lr_mult',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'dwconv_decay_mult',
+    'flat_decay_mult',
+    'dcn_offset_lr_mult',
+    'bypass_duplicate',
+)
+#: What MMEngine adds to a dict that a config takes over from another library's config.
+SCOPE = '_scope_'
+#: The kinds of parameters of a block that can have multipliers of their own.
+KINDS = ('stem', 'stem_scale', 'scale')
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """MMEngine's default constructor, with multipliers for the parts of OREPA blocks.
+
+    All of MMEngine's keys of ``paramwise_cfg`` mean what they mean there; a parameter that a
+    custom key matches follows that key alone. The multipliers added here *compose*: they multiply
+    the rate and the decay that MMEngine's rules have given a parameter. So this trains the stem at
+    a hundredth of the rate, the rest of the backbone at a tenth, and no norm layer decays::
+
+        paramwise_cfg=dict(
+            norm_decay_mult=0,
+            patterns={'backbone.*': dict(lr_mult=0.1)},
+            stem=dict(lr_mult=0.1),
+        )
+
+    Args:
+        optim_wrapper_cfg (dict): See MMEngine.
+        paramwise_cfg (dict, optional): MMEngine's keys, and
+
+            - ``stem`` (dict): ``lr_mult`` and ``decay_mult`` of all parameters of deep linear
+              stems, the blocks with kernels of 7 x 7 and larger.
+            - ``stem_scale`` (dict): Those of the scales in there; what it leaves out is as in
+              ``stem``.
+            - ``scale`` (dict): Those of the scales of all other blocks.
+            - ``patterns`` (dict[str, dict]): Those of the parameters whose whole name matches,
+              ``*`` standing for anything: ``'*.conv1.kernel.*.scale'``. Of several patterns that
+              match, and of ``stem`` and the like, all count.
+            - ``norm_bias_lr_mult`` (float): Multiplies the rate of norm layers' biases, which
+              ``bias_lr_mult`` spares.
+
+    The released recipe is ``dict(bias_lr_mult=2, norm_bias_lr_mult=2, bias_decay_mult=0,
+    norm_decay_mult=0)``: every bias at twice the rate. The scales are no norm and no bias, and do
+    decay.
+
+    Every multiplier is logged with the number of parameters it changed, and for each of these the
+    rate and decay in the end. Learning rate schedules that multiply keep the ratios between
+    groups; an absolute ``eta_min`` lets them drift together, ``eta_min_ratio`` does not.
+
+    Raises:
+        UserError: If a key or a field does not exist, a multiplier is no number from zero on, or
+            the optimizer config lacks the ``lr`` or ``weight_decay`` to be multiplied.
+    """
+
+    def _validate_cfg(self) -> None:
+        super()._validate_cfg()
+        known = (*MMENGINE_KEYS, *KINDS, 'patterns', 'norm_bias_lr_mult')
+        for key in self.paramwise_cfg:
+            if key not in known and key != SCOPE:
+                raise UserError(
+                    f'paramwise_cfg has {key!r}, which does not exist; choose from '
+                    f'{", ".join(known)}'
+                )
+        for key in (*KINDS, 'patterns'):
+            value = self.paramwise_cfg.get(key, {})
+            if not isinstance(value, dict):
+                raise UserError(f'paramwise_cfg has {key}={value!r}: wanted a dict')
+        for rule in self._rules():
+            self._validate_fields(*rule)
+
+    def _validate_fields(self, rule: str, fields: dict) -> None:
+        bases = dict(lr_mult=('lr', self.base_lr), decay_mult=('weight_decay', self.base_wd))
+        if not isinstance(fields, dict) or set(fields) - set(bases):
+            raise UserError(
+                f'paramwise_cfg: {rule} is {fields!r}: wanted a dict with lr_mult, decay_mult or '
+                'both'
+            )
+        for field, mult in fields.items():
+            if isinstance(mult, bool) or not isinstance(mult, (int, float)) or not mult >= 0:
+                raise UserError(
+                    f'paramwise_cfg: {rule} has {field}={mult!r}: wanted a number, at least 0'
+                )
+            name, base = bases[field]
+            if base is None:
+                raise UserError(
+                    f'paramwise_cfg: {rule} has {field}, but the optimizer has no {name} in the '
+                    f'config: give it one'
+                )
+
+    def _rules(self) -> list[tuple[str, dict]]:
+        """Each kind and each pattern that has multipliers, with its multipliers."""
+        kinds = {kind: self.paramwise_cfg.get(kind, {}) for kind in KINDS}
+        kinds['stem_scale'] = {**kinds['stem'], **kinds['stem_scale']}
+        patterns = _without_scope(self.paramwise_cfg.get('patterns', {}))
+        rules = [(rule, _without_scope(fields)) for rule, fields in kinds.items()]
+        return [rule for rule in (*rules, *patterns.items()) if rule[1] != {}]
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+        """Append a group for each parameter of ``module`` to ``params``, in place."""
+        before = len(params)
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        # MMEngine calls this again for each child; the whole model is seen once.
+        if not prefix:
+            self._raise_norm_biases(params[before:], module)
+            self._multiply(params[before:], module)
+
+    def _raise_norm_biases(self, groups: list[dict], model: nn.Module) -> None:
+        mult = self.paramwise_cfg.get('norm_bias_lr_mult')
+        if mult is None:
+            return
+        norms = (_BatchNorm, _InstanceNorm, GroupNorm, LayerNorm)
+        biases = {
+            id(norm.bias): f'{name}.bias'
+            for name, norm in model.named_modules()
+            if isinstance(norm, norms) and norm.bias is not None
+        }
+        custom_keys = self.paramwise_cfg.get('custom_keys', {})
+        for group in groups:
+            name = biases.get(id(group['params'][0]))
+            if name and not any(key in name for key in custom_keys):
+                group['lr'] = self.base_lr * mult
+
+    def _multiply(self, groups: list[dict], model: nn.Module) -> None:
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        kinds = kinds_of(model)
+        changed = {}
+        for rule, fields in self._rules():
+            matched = 0
+            for group in groups:
+                parameter = id(group['params'][0])
+                name = names[parameter]
+                matches = kinds.get(parameter) == rule if rule in KINDS else fnmatchcase(name, rule)
+                if not matches:
+                    continue
+                matched += 1
+                changed[name] = group
+                if 'lr_mult' in fields:
+                    group['lr'] = group.get('lr', self.base_lr) * fields['lr_mult']
+                if 'decay_mult' in fields:
+                    decay = group.get('weight_decay', self.base_wd)
+                    group['weight_decay'] = decay * fields['decay_mult']
+            text = ', '.join(f'{field}={mult:g}' for field, mult in fields.items())
+            print_log(
+                f'paramwise_options -- {rule} ({text}): {matched} trainable parameters',
+                logger='current',
+                level=logging.INFO if matched else logging.WARNING,
+            )
+        for name, group in changed.items():
+            values = [f'{key}={group[key]:g}' for key in ('lr', 'weight_decay') if key in group]
+            print_log(f'paramwise_options -- {name}: {", ".join(values)}', logger='current')
+
+
+def kinds_of(model: nn.Module) -> dict[int, str]:
+    """The parameters of a model that have a kind of their own.
+
+    Args:
+        model (nn.Module): Any model.
+
+    Returns:
+        dict[int, str]: ``'stem'``, ``'stem_scale'`` or ``'scale'`` by the ``id`` of a parameter.
+    """
+    kinds = {
+        id(module.scale): 'scale'
+        for module in model.modules()
+        if isinstance(module, Branch) and module.scale is not None
+    }
+    for module in model.modules():
+        if isinstance(module, DeepLinearStem):
+            for parameter in map(id, module.parameters()):
+                kinds[parameter] = 'stem_scale' if parameter in kinds else 'stem'
+    return kinds
+
+
+def _without_scope(fields: dict) -> dict:
+    return {key: value for key, value in fields.items() if key != SCOPE}

@@ -1,0 +1,126 @@
+"""Training and testing through MMEngine's Runner, for configs of any OpenMMLab library."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from torch import nn
+
+from ..checkpoints import load_any_form, load_checkpoint
+from ..errors import UserError
+from . import cpu_processes
+
+
+def load_config(
+    path: str | os.PathLike,
+    work_dir: str | os.PathLike | None = None,
+    cfg_options: dict | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Read a config file and apply what the command line says.
+
+    Args:
+        path (str | os.PathLike): The config.
+        work_dir (str | os.PathLike, optional): Where logs and checkpoints go. By default what
+            the config says, else ``work_dirs/<name of the config>``.
+        cfg_options (dict, optional): Fields to change, dotted keys.
+        launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Returns:
+        Config: Ready for the Runner.
+
+    Raises:
+        UserError: If there is no such file, or it is no config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f'no config at {path}: check the path')
+    if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise UserError(f'{path} is no config: wanted a .py, .json or .yaml file')
+    cfg = Config.fromfile(path)
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    cfg.launcher = launcher
+    if work_dir is not None:
+        cfg.work_dir = str(work_dir)
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs', path.stem))
+    return cfg
+
+
+def train(
+    cfg: Config,
+    resume: bool | str = False,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    validate: bool = True,
+) -> nn.Module:
+    """Train the model of a config.
+
+    Args:
+        cfg (Config): From :func:`load_config`.
+        resume (bool | str): True goes on from the latest checkpoint in the work dir, if there is
+            one; a path goes on from that file.
+        amp (bool): Train under automatic mixed precision.
+        auto_scale_lr (bool): Scale the learning rate with the real batch size.
+        validate (bool): False leaves out the evaluation during training.
+
+    Returns:
+        nn.Module: The trained model.
+
+    Raises:
+        UserError: If the config lacks what an option needs, or the checkpoint to go on from
+            does not exist.
+    """
+    if amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UserError('--auto-scale-lr wants auto_scale_lr.base_batch_size in the config')
+        cfg.auto_scale_lr.enable = True
+    if not validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if resume:
+        cfg.resume = True
+        cfg.load_from = None if resume is True else str(resume)
+        if cfg.load_from and not os.path.exists(cfg.load_from):
+            raise UserError(f'no checkpoint to resume from at {cfg.load_from}: check the path')
+    return build_runner(cfg).train()
+
+
+def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
+    """Evaluate a checkpoint in training, squeezed or deploy form; the form is found out.
+
+    Args:
+        cfg (Config): From :func:`load_config`, the config the checkpoint was trained with or
+            the one written beside a converted checkpoint.
+        checkpoint (str | os.PathLike): The file.
+
+    Returns:
+        dict[str, float]: The evaluator's metrics.
+
+    Raises:
+        UserError: If the checkpoint cannot be read or does not fit.
+    """
+    state_dict = load_checkpoint(checkpoint)['state_dict']
+    cfg.load_from = None
+    runner = build_runner(cfg)
+    form = load_any_form(unwrap(runner.model), state_dict, str(checkpoint))
+    print_log(f'{checkpoint} is in {form} form', logger='current')
+    return runner.test()
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The Runner of a config; launched in several processes it works without a GPU too."""
+    cpu_processes.prepare(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a distributed wrapper, or the model itself."""
+    return getattr(model, 'module', model)

@@ -1,0 +1,17 @@
+"""The import point for mmpretrain: importing it registers the backbones there, and no others.
+
+In a config: ``custom_imports = dict(imports=['mmorepa.pretrain'], allow_failed_imports=False)``.
+"""
+
+from .environment import require
+
+require('pretrain')
+
+from .backbones.pretrain_resnet import (  # noqa: E402
+    OREPAResNet,
+    OREPAResNetV1c,
+    OREPAResNetV1d,
+    OREPAResNeXt,
+)
+
+__all__ = ['OREPAResNeXt', 'OREPAResNet', 'OREPAResNetV1c', 'OREPAResNetV1d']
