@@ -1,0 +1,161 @@
+"""Converting a training checkpoint to its squeezed or deploy form."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..convs import Agreement, OREPAConv2d, squeeze, switch_to_deploy, verify
+from ..convs.deploy import TOLERANCE
+from ..errors import UserError
+from ..version import __version__
+from .files import load_checkpoint, save_checkpoint, written_whole
+from .forms import load_any_form
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        source_form (str): The form of the checkpoint that was read.
+        form (str): The form of the one that was written, ``'squeezed'`` or ``'deploy'``.
+        blocks (int): OREPA blocks squeezed.
+        norms (int): BatchNorms folded.
+        parameters (tuple[int, int]): Parameters of the model, before and after.
+        bytes (tuple[int, int]): Size of the state dict in memory, before and after.
+        agreement (Agreement): Of both forms' outputs for the probe image.
+        out (Path): The checkpoint written.
+        config (Path): The config written beside it.
+    """
+
+    source_form: str
+    form: str
+    blocks: int
+    norms: int
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
+    agreement: Agreement
+    out: Path
+    config: Path
+
+
+def convert(
+    cfg: Config,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    keep_bn: bool = False,
+    force: bool = False,
+    probe_size: int = 224,
+) -> Conversion:
+    """Write the squeezed or deploy form of a checkpoint, and a config that fits it beside it.
+
+    ``meta`` is kept, with the form noted in it; optimizer state and the like are left out. The
+    two forms are compared on a random image, and nothing is written unless they agree.
+
+    Args:
+        cfg (Config): The training config.
+        checkpoint (str | os.PathLike): Any form; one that is in the wanted form already is
+            written out as it is.
+        out (str | os.PathLike): The checkpoint to write; the config gets its name with ``.py``.
+        keep_bn (bool): Squeeze only, and keep the BatchNorms: the form of the plain network,
+            which stock OpenMMLab backbones load. Defaults to False.
+        force (bool): Replace existing files. Defaults to False.
+        probe_size (int): Height and width of the probe image in pixels. Defaults to 224.
+
+    Returns:
+        Conversion: What was done.
+
+    Raises:
+        UserError: If a file exists already, the checkpoint does not fit the config or is in
+            deploy form where ``keep_bn`` is asked for, or the outputs differ by more than
+            :data:`mmorepa.convs.deploy.TOLERANCE`.
+    """
+    out = Path(out)
+    out_config = out.with_suffix('.py')
+    if out_config == out:
+        raise UserError(f'{out} is no name for a checkpoint: wanted an ending such as .pth')
+    for path in (out, out_config):
+        if path.exists() and not force:
+            raise UserError(f'{path} exists already: choose another name or pass --force')
+
+    source = load_checkpoint(checkpoint)
+    before = build_model(cfg)
+    source_form = load_any_form(before, source['state_dict'], str(checkpoint))
+    if keep_bn and source_form == 'deploy':
+        raise UserError(
+            f'{checkpoint} is in deploy form, its BatchNorms are folded: '
+            'convert the training checkpoint to keep them'
+        )
+
+    after = squeeze(before, inplace=False) if keep_bn else switch_to_deploy(before, inplace=False)
+    agreement = verify(before, after, probe_image(probe_size), mode='tensor')
+    if not agreement.within(TOLERANCE):
+        raise UserError(
+            f'the converted model does not agree with {checkpoint} on a probe image: {agreement}, '
+            f'wanted at most {TOLERANCE:.0e} relative; nothing was written'
+        )
+
+    form = 'squeezed' if keep_bn else 'deploy'
+    # The config first: if the second write fails, no checkpoint lies there without its config.
+    with written_whole(out_config) as temporary:
+        temporary.write_text(deployed_config(cfg, keep_bn).pretty_text)
+    meta = dict(source.get('meta', {}), mmorepa=dict(form=form, version=__version__))
+    save_checkpoint(dict(meta=meta, state_dict=dict(after.state_dict())), out)
+    return Conversion(
+        source_form=source_form,
+        form=form,
+        blocks=count(before, OREPAConv2d) - count(after, OREPAConv2d),
+        norms=count(before, _BatchNorm) - count(after, _BatchNorm),
+        parameters=(count_parameters(before), count_parameters(after)),
+        bytes=(count_bytes(before), count_bytes(after)),
+        agreement=agreement,
+        out=out,
+        config=out_config,
+    )
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config, on the CPU and in eval mode, with its library's scope as default."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model_cfg = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(model_cfg).eval()
+
+
+def deployed_config(cfg: Config, keep_bn: bool) -> Config:
+    """The config that builds the squeezed or deploy form; see ``DeployForm``."""
+    cfg = copy.deepcopy(cfg)
+    if cfg.model.type != 'DeployForm':
+        cfg.model.update(architecture=cfg.model.type, type='DeployForm')
+    cfg.model.keep_bn = keep_bn
+    return cfg
+
+
+def probe_image(size: int) -> Tensor:
+    """The same random normalised image each time, (1, 3, size, size)."""
+    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def count(model: nn.Module, kind: type[nn.Module]) -> int:
+    """The number of modules of a kind in ``model``."""
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+def count_bytes(model: nn.Module) -> int:
+    """The size of the state dict of ``model``, in bytes."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters of ``model``."""
+    return sum(parameter.numel() for parameter in model.parameters())

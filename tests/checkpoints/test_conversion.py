@@ -1,0 +1,183 @@
+"""Conversion: what is written, what is refused, and that nothing is half done."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.models import ResNet
+
+from mmorepa import OREPAConv2d, verify
+from mmorepa.checkpoints import conversion, load_any_form
+from mmorepa.checkpoints.conversion import build_model, convert, probe_image
+from mmorepa.convs import Agreement
+from mmorepa.errors import UserError
+from support import make_trained_like
+
+SIZE = 48
+LOGITS = 1e-4
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def source(narrow_config, training_checkpoint):
+    """The training form, loaded."""
+    model = build_model(narrow_config())
+    load_any_form(model, torch.load(training_checkpoint, weights_only=True)['state_dict'])
+    return model
+
+
+@pytest.mark.parametrize(
+    'keep_bn, form, norms', [(False, 'deploy', 20), (True, 'squeezed', 0)], ids=['deploy', 'keep']
+)
+class TestWhatIsWritten:
+    def test_checkpoint_and_report(
+        self, keep_bn, form, norms, narrow_config, training_checkpoint, tmp_path
+    ):
+        out = tmp_path / 'out' / 'model.pth'
+        done = convert(narrow_config(), training_checkpoint, out, keep_bn, probe_size=SIZE)
+        assert (done.source_form, done.form) == ('training', form)
+        assert (done.blocks, done.norms) == (17, norms)
+        assert done.parameters[0] > 2 * done.parameters[1]
+        assert done.bytes[0] > 2 * done.bytes[1]
+        assert done.agreement.within(LOGITS)
+        assert done.agreement.max_abs > 0
+        assert files(out.parent) == ['model.pth', 'model.py']
+
+        written = torch.load(out, weights_only=True)
+        assert sorted(written) == ['meta', 'state_dict']
+        assert written['meta']['epoch'] == 3
+        assert written['meta']['dataset_meta'] == dict(classes=('0', '1'))
+        assert written['meta']['mmorepa']['form'] == form
+        assert sum(v.numel() for k, v in written['state_dict'].items()) < done.parameters[0]
+
+    def test_config_beside_it_builds_what_loads_it(
+        self, keep_bn, form, norms, narrow_config, training_checkpoint, tmp_path, source
+    ):
+        out = tmp_path / 'model.pth'
+        done = convert(narrow_config(), training_checkpoint, out, keep_bn, probe_size=SIZE)
+        model = build_model(Config.fromfile(done.config))
+        assert type(model) is type(source)
+        model.load_state_dict(torch.load(out, weights_only=True)['state_dict'], strict=True)
+        assert not any(isinstance(module, OREPAConv2d) for module in model.modules())
+        assert verify(source, model, probe_image(SIZE), mode='tensor').within(LOGITS)
+
+    def test_a_second_conversion_changes_nothing(
+        self, keep_bn, form, norms, narrow_config, training_checkpoint, tmp_path
+    ):
+        once, twice = tmp_path / 'once.pth', tmp_path / 'twice.pth'
+        convert(narrow_config(), training_checkpoint, once, keep_bn, probe_size=SIZE)
+        for cfg in (narrow_config(), Config.fromfile(once.with_suffix('.py'))):
+            done = convert(cfg, once, twice, keep_bn, force=True, probe_size=SIZE)
+            assert done.source_form == done.form == form
+            assert done.blocks == 0
+            first = torch.load(once, weights_only=True)['state_dict']
+            second = torch.load(twice, weights_only=True)['state_dict']
+            assert list(first) == list(second)
+            assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_keep_bn_loads_into_the_stock_classifier(
+    narrow_config, training_checkpoint, tmp_path, source
+):
+    out = tmp_path / 'model.pth'
+    convert(narrow_config(), training_checkpoint, out, keep_bn=True, probe_size=SIZE)
+    state = torch.load(out, weights_only=True)['state_dict']
+    stock = ResNet(18, base_channels=8, stem_channels=8)
+    backbone = {
+        key.removeprefix('backbone.'): value
+        for key, value in state.items()
+        if key.startswith('backbone.')
+    }
+    stock.load_state_dict(backbone, strict=True)
+    stock_config = narrow_config(**{'model.backbone.type': 'ResNet'})
+    classifier = build_model(stock_config)
+    classifier.load_state_dict(state, strict=True)
+    assert type(classifier.backbone) is ResNet
+    assert verify(source, classifier, probe_image(SIZE), mode='tensor').within(LOGITS)
+
+
+def test_squeezed_can_be_folded_later(narrow_config, training_checkpoint, tmp_path):
+    convert(narrow_config(), training_checkpoint, tmp_path / 'a.pth', True, probe_size=SIZE)
+    done = convert(narrow_config(), tmp_path / 'a.pth', tmp_path / 'b.pth', probe_size=SIZE)
+    assert (done.source_form, done.form, done.norms) == ('squeezed', 'deploy', 20)
+
+
+class TestWhatIsRefused:
+    def refused(self, message, *args, **kwargs):
+        with pytest.raises(UserError, match=message) as info:
+            convert(*args, probe_size=SIZE, **kwargs)
+        assert '\n' not in str(info.value)
+
+    @pytest.mark.parametrize('name', ['model.pth', 'model.py'])
+    def test_existing_files(self, name, narrow_config, training_checkpoint, tmp_path):
+        (tmp_path / name).write_text('precious')
+        before = files(tmp_path)
+        out = tmp_path / 'model.pth'
+        self.refused('exists already', narrow_config(), training_checkpoint, out)
+        assert (tmp_path / name).read_text() == 'precious'
+        assert files(tmp_path) == before
+        convert(narrow_config(), training_checkpoint, out, force=True, probe_size=SIZE)
+        assert torch.load(out, weights_only=True)['meta']['mmorepa']['form'] == 'deploy'
+
+    def test_name_of_a_config(self, narrow_config, training_checkpoint, tmp_path):
+        out = tmp_path / 'model.py'
+        self.refused('is no name for a checkpoint', narrow_config(), training_checkpoint, out)
+
+    def test_folded_norms_cannot_be_kept(self, narrow_config, training_checkpoint, tmp_path):
+        convert(narrow_config(), training_checkpoint, tmp_path / 'a.pth', probe_size=SIZE)
+        self.refused(
+            'BatchNorms are folded',
+            narrow_config(),
+            tmp_path / 'a.pth',
+            tmp_path / 'b.pth',
+            keep_bn=True,
+        )
+        assert 'b.pth' not in files(tmp_path)
+
+    def test_another_architecture(self, narrow_config, training_checkpoint, tmp_path):
+        before = files(tmp_path)
+        cfg = narrow_config(**{'model.backbone.depth': 34})
+        self.refused('keys missing, first', cfg, training_checkpoint, tmp_path / 'a.pth')
+        assert files(tmp_path) == before
+
+    @pytest.mark.parametrize('relative', [1.01e-4, float('nan')])
+    def test_outputs_that_differ(
+        self, relative, narrow_config, training_checkpoint, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(
+            conversion, 'verify', lambda *_, **__: Agreement(relative, relative, 1.0)
+        )
+        before = files(tmp_path)
+        out = tmp_path / 'a.pth'
+        self.refused('does not agree', narrow_config(), training_checkpoint, out)
+        assert files(tmp_path) == before
+
+    def test_a_model_that_folds_wrongly(self, narrow_config, tmp_path):
+        """A convolution and a BatchNorm that look like a pair, with a ReLU between them."""
+        cfg = narrow_config()
+        model = make_trained_like(build_model(cfg))
+        checkpoint = tmp_path / 'a.pth'
+        torch.save(dict(state_dict=model.state_dict()), checkpoint)
+        cfg.model.backbone.type = 'ReluBeforeNorm'
+        self.refused('does not agree', cfg, checkpoint, tmp_path / 'b.pth')
+        assert files(tmp_path) == ['a.pth']
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _relu_before_norm():
+    from mmpretrain.registry import MODELS
+
+    from mmorepa.pretrain import OREPAResNet
+
+    @MODELS.register_module(name='ReluBeforeNorm')
+    class ReluBeforeNorm(OREPAResNet):
+        def forward(self, x):
+            x = self.maxpool(self.norm1(self.conv1(x).relu()))
+            for name in self.res_layers:
+                x = getattr(self, name)(x)
+            return (x,)
+
+    yield
+    MODELS._module_dict.pop('ReluBeforeNorm')

@@ -1,0 +1,43 @@
+"""What tests of several folders share."""
+
+import pytest
+import torch
+
+from mmorepa.checkpoints.conversion import build_model
+from mmorepa.engine.run import load_config
+from support import CONFIG, make_trained_like
+
+#: Fields that make the digits model small; the code it runs is the same.
+NARROW = {
+    'model.backbone.base_channels': 8,
+    'model.backbone.stem_channels': 8,
+    'model.head.in_channels': 64,
+}
+
+
+@pytest.fixture
+def narrow_config():
+    """Gives the config of a small OREPA ResNet-18 classifier, with fields changed."""
+
+    def load(work_dir=None, **options):
+        return load_config(CONFIG, work_dir, {**NARROW, **options})
+
+    return load
+
+
+@pytest.fixture
+def training_checkpoint(tmp_path, narrow_config):
+    """A checkpoint as training leaves it, optimizer state included, away from default values."""
+    torch.manual_seed(0)
+    model = make_trained_like(build_model(narrow_config()))
+    path = tmp_path / 'epoch_3.pth'
+    torch.save(
+        dict(
+            meta=dict(epoch=3, iter=69, dataset_meta=dict(classes=('0', '1'))),
+            state_dict=model.state_dict(),
+            optimizer=dict(state={0: torch.zeros(1000)}, param_groups=[]),
+            message_hub=dict(),
+        ),
+        path,
+    )
+    return path
