@@ -1,0 +1,509 @@
+"""scikit-learn's 1,797 scanned digits, written as ImageNet, COCO and Cityscapes.
+
+The scans (8x8 pixels, 17 grey levels) come inside scikit-learn, so nothing is downloaded. They
+are split once, and no scan is in both the train and the val part of any of the three sets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..errors import UserError
+
+DIGITS_CLASSES = (
+    'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'
+)  # fmt: skip
+DIGITS_PALETTE = [
+    [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48],
+    [145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 190],
+]  # fmt: skip
+# Sorted by name, the folders are in digit order: the label of a folder is its digit.
+DIGITS_FOLDERS = tuple(f'{digit}_{name}' for digit, name in enumerate(DIGITS_CLASSES))
+BACKGROUND = len(DIGITS_CLASSES)
+SEG_CLASSES = (*DIGITS_CLASSES, 'background')
+SEG_PALETTE = [*DIGITS_PALETTE, [0, 0, 0]]
+
+FORMATS = ('imagenet', 'coco', 'cityscapes')
+SPLITS = ('train', 'val')
+DEFAULT_CANVASES = (400, 100)  # train, val
+DEFAULT_CANVAS_SIZE = 160  # pixels
+DEFAULT_IMAGE_SIZE = 64  # pixels
+MIN_CANVAS_SIZE = 48  # below it the smallest digits are under their own 8 pixels
+
+VAL_FRACTION = 0.2
+MAX_LEVEL = 16  # the whitest grey level of a scan
+DIGITS_PER_CANVAS = (2, 5)  # fewest and most
+PLACING_TRIES = 20
+INK_THRESHOLD = 96  # of 255: as much ink as this is a mask pixel; more breaks thin strokes
+
+STAMP_NAME = 'digits.json'
+STAMP_MAKER = 'mmorepa digits'
+DATA_VERSION = 1  # to raise when the same arguments give other data
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One picture of scattered digits.
+
+    Attributes:
+        image: RGB picture, uint8, (size, size, 3).
+        masks: The pixels of each of the N digits, bool, (N, size, size). The tight boxes of two
+            masks never meet.
+        labels: The N digits, each 0 to 9.
+        scans: The N indices of the scans, as in :func:`load_scans`.
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    labels: tuple[int, ...]
+    scans: tuple[int, ...]
+
+
+def load_scans() -> tuple[np.ndarray, np.ndarray]:
+    """Give the scans that come with scikit-learn.
+
+    Returns:
+        The scans, uint8 grey levels 0 (paper) to 16 (ink), (1797, 8, 8), and the digits they
+        show, int64, (1797,).
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        if (error.name or '').split('.')[0] != 'sklearn':
+            raise
+        raise ModuleNotFoundError(
+            'the digits come with scikit-learn, which is not installed: '
+            'run `pip install scikit-learn`',
+            name='sklearn',
+        ) from None
+    data = load_digits()
+    return data.images.astype(np.uint8), data.target.astype(np.int64)
+
+
+def split_scans(scans: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Split scans by content, a fifth of each digit to val; always the same way.
+
+    Args:
+        scans: (N, 8, 8) grey levels.
+        labels: (N,) digits.
+
+    Returns:
+        ``{'train': indices, 'val': indices}``, each sorted. Identical scans are on one side.
+    """
+    _, content = np.unique(scans.reshape(len(scans), -1), axis=0, return_inverse=True)
+    content = content.reshape(-1)  # numpy 2.0 keeps a second axis here
+    rng = np.random.default_rng(0)
+    in_val = np.zeros(len(scans), dtype=bool)
+    for digit in np.unique(labels):
+        kinds = rng.permutation(np.unique(content[labels == digit]))
+        in_val |= np.isin(content, kinds[: round(len(kinds) * VAL_FRACTION)])
+    return {'train': np.flatnonzero(~in_val), 'val': np.flatnonzero(in_val)}
+
+
+def scatter(
+    split: str, count: int, size: int = DEFAULT_CANVAS_SIZE, seed: int = 0
+) -> Iterator[Canvas]:
+    """Scatter the scans of one split over canvases, bright ink on a dark structured ground.
+
+    A canvas is dealt 2 to 5 scans, each a sixth to a third of it wide; one that finds no room is
+    left out. Canvas ``i`` does not depend on ``count``, and no scan comes twice before the deck of
+    the split is through.
+
+    Args:
+        split: ``'train'`` or ``'val'``.
+        count: Number of canvases.
+        size: Width and height of a canvas in pixels, at least 48.
+        seed: Seed of everything random, at least 0.
+
+    Yields:
+        ``count`` canvases.
+
+    Raises:
+        UserError: An argument is out of range.
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    if split not in SPLITS:
+        raise UserError(f'split {split!r} is unknown: want one of {", ".join(SPLITS)}')
+    _check_canvas_arguments((count,), size, seed)
+    scans, labels = load_scans()
+    stream = SPLITS.index(split)
+    deck = np.random.default_rng([seed, stream, 0]).permutation(split_scans(scans, labels)[split])
+    fewest, most = DIGITS_PER_CANVAS
+    for index in range(count):
+        rng = np.random.default_rng([seed, stream, 1 + index])
+        places = index * most + np.arange(rng.integers(fewest, most + 1))
+        yield _draw_canvas(scans, labels, deck[places % len(deck)], size, rng)
+
+
+def write_imagenet(
+    out: str | os.PathLike, size: int = DEFAULT_IMAGE_SIZE, force: bool = False
+) -> bool:
+    """Write each scan as an RGB PNG: ``OUT/imagenet/{train,val}/<0_zero ... 9_nine>/*.png``.
+
+    mmpretrain reads it with ``dict(type='ImageNet', data_root='OUT/imagenet', split='train',
+    metainfo=dict(classes=DIGITS_CLASSES))``.
+
+    Args:
+        out: Folder that gets the ``imagenet`` folder.
+        size: Width and height of a picture in pixels, at least 8.
+        force: Write again what an earlier run made with other arguments.
+
+    Returns:
+        True if it was written, False if it was there already, made with the same arguments.
+
+    Raises:
+        UserError: An argument is out of range, or something else is there (only what this module
+            wrote is ever replaced), or the folder cannot be written.
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    return _write(out, {'imagenet': _imagenet_arguments(size)}, force)['imagenet']
+
+
+def write_coco(
+    out: str | os.PathLike,
+    canvases: Sequence[int] = DEFAULT_CANVASES,
+    size: int = DEFAULT_CANVAS_SIZE,
+    seed: int = 0,
+    force: bool = False,
+) -> bool:
+    """Write scattered digits as ``OUT/coco/{train2017,val2017}/*.png`` and ``annotations/``.
+
+    Boxes are the tight extents of the masks, masks are exact uncompressed RLE (so mmdet's
+    ``LoadAnnotations`` needs its default ``poly2mask=True``), category ids are 1 to 10, and each
+    annotation names its ``scan``. mmdet reads it with ``dict(type='CocoDataset',
+    data_root='OUT/coco', ann_file='annotations/instances_train2017.json',
+    data_prefix=dict(img='train2017/'), metainfo=dict(classes=DIGITS_CLASSES,
+    palette=DIGITS_PALETTE))``.
+
+    Args:
+        out: Folder that gets the ``coco`` folder.
+        canvases: Numbers of pictures for train and val.
+        size: Width and height of a picture in pixels, at least 48.
+        seed: Seed of the scattering, at least 0; the split of the scans does not depend on it.
+        force: Write again what an earlier run made with other arguments.
+
+    Returns:
+        True if it was written, False if it was there already, made with the same arguments.
+
+    Raises:
+        UserError: An argument is out of range, or something else is there (only what this module
+            wrote is ever replaced), or the folder cannot be written.
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    return _write(out, {'coco': _canvas_arguments(canvases, size, seed)}, force)['coco']
+
+
+def write_cityscapes(
+    out: str | os.PathLike,
+    canvases: Sequence[int] = DEFAULT_CANVASES,
+    size: int = DEFAULT_CANVAS_SIZE,
+    seed: int = 0,
+    force: bool = False,
+) -> bool:
+    """Write the canvases of :func:`write_coco` as ``OUT/cityscapes/{leftImg8bit,gtFine}/...``.
+
+    Train ids 0 to 9 are the digits, 10 is the background. mmseg's ``CityscapesDataset`` reads it
+    as it stands, with 19 classes under the Cityscapes names; it refuses other class names, so for
+    the 11 classes under their own names say ``dict(type='BaseSegDataset',
+    data_root='OUT/cityscapes', data_prefix=dict(img_path='leftImg8bit/train',
+    seg_map_path='gtFine/train'), img_suffix='_leftImg8bit.png',
+    seg_map_suffix='_gtFine_labelTrainIds.png', metainfo=dict(classes=SEG_CLASSES,
+    palette=SEG_PALETTE))``.
+
+    Args, Returns and Raises are those of :func:`write_coco`.
+    """
+    return _write(out, {'cityscapes': _canvas_arguments(canvases, size, seed)}, force)['cityscapes']
+
+
+def write_digits(
+    out: str | os.PathLike,
+    formats: Sequence[str] = FORMATS,
+    canvases: Sequence[int] = DEFAULT_CANVASES,
+    size: int = DEFAULT_CANVAS_SIZE,
+    seed: int = 0,
+    force: bool = False,
+) -> dict[str, bool]:
+    """Write several sets at once; if one of them is refused, none is written.
+
+    Args:
+        out: Folder that gets one folder a format.
+        formats: Any of ``'imagenet'``, ``'coco'`` and ``'cityscapes'``.
+        canvases: Numbers of COCO and Cityscapes pictures for train and val.
+        size: Width and height of those pictures in pixels, at least 48.
+        seed: Seed of the scattering, at least 0.
+        force: Write again what an earlier run made with other arguments.
+
+    Returns:
+        For each format, True if it was written and False if it was there already, made with the
+        same arguments.
+
+    Raises:
+        UserError: An argument is out of range, or something else is there (only what this module
+            wrote is ever replaced), or the folder cannot be written.
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise UserError(f'format {unknown[0]!r} is unknown: want any of {", ".join(FORMATS)}')
+    arguments = _canvas_arguments(canvases, size, seed)
+    plan = dict.fromkeys(formats, arguments)
+    if 'imagenet' in plan:
+        plan['imagenet'] = _imagenet_arguments(DEFAULT_IMAGE_SIZE)
+    return _write(out, plan, force)
+
+
+# Arguments
+
+
+def _imagenet_arguments(size: int) -> dict:
+    if size < 8:
+        raise UserError(f'size is {size}: want at least 8 pixels, the width of a scan')
+    return {'size': size}
+
+
+def _canvas_arguments(canvases: Sequence[int], size: int, seed: int) -> dict:
+    if len(canvases) != len(SPLITS):
+        raise UserError(f'canvases is {canvases}: want two numbers, train and val')
+    _check_canvas_arguments(canvases, size, seed)
+    return {'canvases': list(canvases), 'size': size, 'seed': seed}
+
+
+def _check_canvas_arguments(counts: Sequence[int], size: int, seed: int) -> None:
+    if min(counts) < 1:
+        raise UserError(f'number of canvases is {min(counts)}: want at least 1')
+    if size < MIN_CANVAS_SIZE:
+        raise UserError(f'canvas size is {size}: want at least {MIN_CANVAS_SIZE} pixels')
+    if seed < 0:
+        raise UserError(f'seed is {seed}: want at least 0')
+
+
+# Drawing. Pillow resizes 8-bit pictures in integers, so the pixels are alike on every machine.
+
+
+def _enlarge(scan: np.ndarray, size: int) -> np.ndarray:
+    """Scan (8, 8) in grey levels 0 to 16 to ink (size, size) in uint8 0 to 255, smoothly."""
+    ink = (scan.astype(np.int64) * 255 // MAX_LEVEL).astype(np.uint8)
+    return np.asarray(Image.fromarray(ink).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _draw_ground(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Dark ground (size, size, 3) in uint8: colour clouds, a few faint strokes, grain."""
+    clouds = Image.fromarray(rng.integers(0, 90, (6, 6, 3), dtype=np.uint8))
+    clouds = clouds.resize((size, size), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(clouds)
+    for _ in range(rng.integers(2, 5)):
+        ends = rng.integers(0, size, 4).tolist()
+        colour = tuple(rng.integers(40, 120, 3).tolist())
+        pen.line(ends, fill=colour, width=int(rng.integers(1, 4)))
+    grain = rng.integers(-6, 7, (size, size, 3))
+    return np.clip(np.asarray(clouds) + grain, 0, 255).astype(np.uint8)
+
+
+def _draw_canvas(
+    scans: np.ndarray, labels: np.ndarray, hand: np.ndarray, size: int, rng: np.random.Generator
+) -> Canvas:
+    """Draw the scans of ``hand`` where there is room; one that finds none is left out."""
+    image = _draw_ground(size, rng).astype(np.int64)
+    taken = np.zeros((size, size), dtype=bool)
+    masks, placed = [], []
+    for scan in hand.tolist():
+        side = int(rng.integers(size // 6, size // 3 + 1))
+        ink = _enlarge(scans[scan], side)
+        colour = rng.integers(150, 256, 3)
+        for _ in range(PLACING_TRIES):
+            top, left = rng.integers(0, size - side + 1, 2).tolist()
+            spot = np.s_[top : top + side, left : left + side]
+            if not taken[spot].any():
+                break
+        else:
+            continue
+        alpha = ink[..., None].astype(np.int64)
+        image[spot] = (image[spot] * (255 - alpha) + colour * alpha) // 255
+        mask = np.zeros((size, size), dtype=bool)
+        mask[spot] = ink >= INK_THRESHOLD
+        x, y, width, height = _box(mask)
+        taken[y : y + height, x : x + width] = True
+        masks.append(mask)
+        placed.append(scan)
+    return Canvas(
+        image=image.astype(np.uint8),
+        masks=np.stack(masks),
+        labels=tuple(labels[placed].tolist()),
+        scans=tuple(placed),
+    )
+
+
+def _box(mask: np.ndarray) -> list[int]:
+    """Tight extent ``[x, y, width, height]`` in pixels of a mask (H, W)."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = int(columns[0]), int(rows[0])
+    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+
+
+def _rle(mask: np.ndarray) -> dict:
+    """Uncompressed COCO run lengths of a mask (H, W): down the columns, a run of 0 first."""
+    pixels = mask.ravel(order='F')
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    runs = np.diff(np.concatenate(([0], changes, [pixels.size]))).tolist()
+    return {'size': list(mask.shape), 'counts': [0, *runs] if pixels[0] else runs}
+
+
+# Building one set in a new folder
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    Image.fromarray(pixels).save(path)
+
+
+def _build_imagenet(root: Path, size: int) -> None:
+    scans, labels = load_scans()
+    for split, indices in split_scans(scans, labels).items():
+        for folder in DIGITS_FOLDERS:
+            (root / split / folder).mkdir(parents=True)
+        for index in indices.tolist():
+            grey = _enlarge(scans[index], size)
+            path = root / split / DIGITS_FOLDERS[labels[index]] / f'scan_{index:04d}.png'
+            _save(np.stack([grey] * 3, axis=-1), path)
+
+
+def _build_coco(root: Path, canvases: Sequence[int], size: int, seed: int) -> None:
+    (root / 'annotations').mkdir()
+    categories = [
+        {'id': digit + 1, 'name': name, 'supercategory': 'digit'}
+        for digit, name in enumerate(DIGITS_CLASSES)
+    ]
+    for split, count in zip(SPLITS, canvases):
+        images, annotations = [], []
+        (root / f'{split}2017').mkdir()
+        for image_id, canvas in enumerate(scatter(split, count, size, seed), start=1):
+            file_name = f'{image_id:012d}.png'
+            _save(canvas.image, root / f'{split}2017' / file_name)
+            images.append({'id': image_id, 'file_name': file_name, 'height': size, 'width': size})
+            for mask, label, scan in zip(canvas.masks, canvas.labels, canvas.scans):
+                annotations.append({
+                    'id': len(annotations) + 1,
+                    'image_id': image_id,
+                    'category_id': label + 1,
+                    'bbox': _box(mask),
+                    'area': int(mask.sum()),
+                    'segmentation': _rle(mask),
+                    'iscrowd': 0,
+                    'scan': scan,
+                })  # fmt: skip
+        content = {
+            'info': {'description': 'digits of scikit-learn, scattered', 'version': DATA_VERSION},
+            'images': images,
+            'annotations': annotations,
+            'categories': categories,
+        }
+        path = root / 'annotations' / f'instances_{split}2017.json'
+        path.write_text(json.dumps(content, separators=(',', ':')), encoding='utf-8')
+
+
+def _build_cityscapes(root: Path, canvases: Sequence[int], size: int, seed: int) -> None:
+    for split, count in zip(SPLITS, canvases):
+        pictures = root / 'leftImg8bit' / split / 'digits'
+        truths = root / 'gtFine' / split / 'digits'
+        pictures.mkdir(parents=True)
+        truths.mkdir(parents=True)
+        for index, canvas in enumerate(scatter(split, count, size, seed)):
+            train_ids = np.full((size, size), BACKGROUND, dtype=np.uint8)
+            for mask, label in zip(canvas.masks, canvas.labels):
+                train_ids[mask] = label
+            stem = f'digits_{index:06d}_000000'
+            _save(canvas.image, pictures / f'{stem}_leftImg8bit.png')
+            _save(train_ids, truths / f'{stem}_gtFine_labelTrainIds.png')
+
+
+_BUILDERS: dict[str, Callable[..., None]] = {
+    'imagenet': _build_imagenet,
+    'coco': _build_coco,
+    'cityscapes': _build_cityscapes,
+}
+
+
+# Putting a set in place
+
+
+def _write(out: str | os.PathLike, plan: dict[str, dict], force: bool) -> dict[str, bool]:
+    """Write the sets of ``plan``, {format: arguments}, after looking at all of their places."""
+    # A linked set is looked at, and replaced, where it really is.
+    targets = {name: Path(out, name).resolve() for name in plan}
+    stamps = {
+        name: {'made_by': STAMP_MAKER, 'version': DATA_VERSION, 'format': name, **arguments}
+        for name, arguments in plan.items()
+    }
+    missing = {name: _is_missing(targets[name], stamps[name], force) for name in plan}
+    for name, arguments in plan.items():
+        if missing[name]:
+            try:
+                _build_and_move(targets[name], stamps[name], _BUILDERS[name], arguments)
+            except OSError as error:
+                raise UserError(
+                    f'cannot write {targets[name]} ({error.strerror or error}): '
+                    'make room there, or choose another folder'
+                ) from error
+    return missing
+
+
+def _is_missing(target: Path, stamp: dict, force: bool) -> bool:
+    """Whether the set is yet to be written; an error if something else is in its place."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return True
+    found = _read_stamp(target)
+    if found == stamp:
+        return False
+    # A real ImageNet or COCO may well be here, and force must not delete it.
+    if found.get('made_by') != STAMP_MAKER or found.get('format') != stamp['format']:
+        raise UserError(
+            f'{target} is not a set of digits that mmorepa wrote: '
+            'move it away, or choose another folder'
+        )
+    if force:
+        return True
+    raise UserError(
+        f'{target} was made with {_spell(found)}, wanted {_spell(stamp)}: '
+        'choose another folder, or rewrite it with --force (force=True)'
+    )
+
+
+def _read_stamp(target: Path) -> dict:
+    try:
+        stamp = json.loads((target / STAMP_NAME).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def _spell(stamp: dict) -> str:
+    return ', '.join(f'{k} {v}' for k, v in stamp.items() if k not in ('made_by', 'format'))
+
+
+def _build_and_move(target: Path, stamp: dict, build: Callable, arguments: dict) -> None:
+    """Build beside ``target`` and rename, so that ``target`` is whole at every moment."""
+    new = target.with_name(f'.{target.name}.{os.getpid()}.new')
+    old = target.with_name(f'.{target.name}.{os.getpid()}.old')
+    try:
+        new.mkdir(parents=True)
+        build(new, **arguments)
+        (new / STAMP_NAME).write_text(json.dumps(stamp) + '\n', encoding='utf-8')
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    except BaseException:  # Ctrl-C too
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
