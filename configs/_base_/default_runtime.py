@@ -1,0 +1,3 @@
+_base_ = ['mmpretrain::_base_/default_runtime.py']
+
+custom_imports = dict(imports=['mmorepa.pretrain'], allow_failed_imports=False)
