@@ -1,0 +1,158 @@
+"""The commands as a user types them, on the digits: train, test, convert, test again."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmorepa.checkpoints import load_checkpoint
+from support import CONFIG, ROOT, run
+
+# A small network and two epochs: enough to tell digits apart far better than by chance.
+OPTIONS = [
+    '--cfg-options',
+    'model.backbone.base_channels=8',
+    'model.backbone.stem_channels=8',
+    'model.head.in_channels=64',
+    'train_cfg.max_epochs=2',
+    'train_cfg.val_interval=2',
+    'optim_wrapper.optimizer.lr=0.05',
+    'default_hooks.checkpoint.interval=1',
+]
+LEARNED = 30.0  # top-1 in per cent; chance is 10
+
+
+def tool(name):
+    return sys.executable, ROOT / 'tools' / name
+
+
+@pytest.fixture(scope='module')
+def workplace(tmp_path_factory):
+    """A folder in which `make demo` ran, and what that printed."""
+    folder = tmp_path_factory.mktemp('demo')
+    (folder / 'demo.log').write_text(run(folder, *tool('demo.py'), *OPTIONS))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def trained(workplace):
+    """The training config and checkpoint that the demo left."""
+    return Path('work_dirs/demo', CONFIG.name), Path('work_dirs/demo/epoch_2.pth')
+
+
+def test_demo(workplace, trained):
+    text = (workplace / 'demo.log').read_text()
+    assert 'mim train mmpretrain' in text
+    assert '17 blocks squeezed, 20 BatchNorms folded' in text
+    metrics = [
+        json.loads((workplace / f'work_dirs/demo/{form}.json').read_text())['accuracy/top1']
+        for form in ('training', 'deploy')
+    ]
+    assert metrics[0] == metrics[1] > LEARNED
+    assert all(f'is in {form} form' in text for form in ('training', 'deploy'))
+    relative = re.search(r'logits of all validation images: .*relative (\S+),', text)
+    assert float(relative[1]) < 1e-4
+    written = torch.load(workplace / 'work_dirs/demo/deploy.pth', weights_only=True)
+    assert written['meta']['mmorepa']['form'] == 'deploy'
+    assert written['meta']['epoch'] == 2
+
+
+def test_keep_bn_with_metrics_before_and_after(workplace, trained):
+    text = run(workplace, *tool('convert.py'), *trained, 'squeezed.pth', '--keep-bn', '--verify')
+    assert '17 blocks squeezed, 0 BatchNorms folded' in text
+    metrics = re.search(r'on the test set: (.*) before, (.*) after', text)
+    assert metrics[1] == metrics[2]
+    assert 'accuracy/top1' in metrics[1]
+
+
+def test_training_config_takes_the_deploy_checkpoint(workplace, trained):
+    deploy = 'work_dirs/demo/deploy.pth'
+    text = run(workplace, *tool('test.py'), trained[0], deploy, '--out', 'metrics.json')
+    assert 'is in deploy form' in text
+    expected = (workplace / 'work_dirs/demo/training.json').read_text()
+    assert (workplace / 'metrics.json').read_text() == expected
+
+
+def test_converting_twice_says_so(workplace, trained):
+    deploy = 'work_dirs/demo/deploy.pth'
+    text = run(workplace, *tool('convert.py'), trained[0], deploy, 'again.pth')
+    assert 'is in deploy form already: nothing to convert' in text
+    assert (workplace / 'again.pth').exists()
+
+
+def test_the_library_loads_the_deploy_form_by_its_config(workplace):
+    """By mmpretrain's own interface, in a process that knows nothing of this package."""
+    code = """
+import glob
+from mmpretrain import ImageClassificationInferencer
+infer = ImageClassificationInferencer(
+    'work_dirs/demo/deploy.py', pretrained='work_dirs/demo/deploy.pth', device='cpu'
+)
+assert not any('kernel' in key for key in infer.model.state_dict())
+right = sum(
+    infer(path)[0]['pred_label'] == digit
+    for digit, folder in enumerate(sorted(glob.glob('data/digits/imagenet/val/*')))
+    for path in sorted(glob.glob(folder + '/*'))[:10]
+)
+print('right:', right)
+"""
+    text = run(workplace, sys.executable, '-c', code)
+    assert int(re.search(r'right: (\d+)', text)[1]) > LEARNED
+
+
+def test_training_goes_on_where_it_stopped(workplace, trained, tmp_path):
+    for name in ('data', 'work_dirs'):
+        shutil.copytree(workplace / name, tmp_path / name)
+    options = ['--work-dir', 'work_dirs/demo', '--cfg-options', 'train_cfg.max_epochs=3']
+    text = run(tmp_path, *tool('train.py'), trained[0], '--resume', *options)
+    assert 'resumed epoch: 2' in text
+    checkpoint = load_checkpoint(tmp_path / 'work_dirs' / 'demo' / 'epoch_3.pth')
+    assert checkpoint['meta']['epoch'] == 3
+
+
+@pytest.mark.parametrize(
+    'command, message',
+    [
+        (['train.py', 'missing.py'], 'no config at missing.py'),
+        (['test.py', CONFIG, 'missing.pth'], 'no checkpoint at missing.pth'),
+        (['test.py', 'data', 'missing.pth'], 'no config at data'),
+        (['convert.py', CONFIG, 'missing.pth', 'out.pth'], 'no checkpoint at missing.pth'),
+        (['train.py', CONFIG, '--resume', 'missing.pth'], 'no checkpoint to resume from at'),
+    ],
+    ids=lambda value: '',
+)
+def test_wrong_paths_get_one_line(workplace, command, message):
+    before = sorted(os.listdir(workplace))
+    name, *arguments = command
+    text = run(workplace, *tool(name), *arguments, code=2)
+    assert text.startswith('error: ')
+    assert message in text
+    assert text.count('\n') == 1
+    assert sorted(os.listdir(workplace)) == before
+
+
+def test_distributed_training_on_two_processes(workplace, tmp_path):
+    shutil.copytree(workplace / 'data', tmp_path / 'data')
+    environment = f'PATH={Path(sys.executable).parent}:{os.environ["PATH"]}'
+    text = run(
+        tmp_path,
+        'env',
+        environment,
+        'PORT=29571',
+        ROOT / 'tools' / 'dist_train.sh',
+        CONFIG,
+        '2',
+        '--work-dir',
+        'work',
+        *OPTIONS,
+        'train_cfg.max_epochs=1',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+    )
+    assert (tmp_path / 'work' / 'epoch_1.pth').exists()
+    assert '[1][10/12]' in text

@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Convert a checkpoint for deployment: python tools/convert.py CONFIG CHECKPOINT OUT."""
+
+import argparse
+
+from mmorepa import cli
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Squeeze the blocks of a checkpoint into plain convolutions and fold the '
+        'BatchNorms. Writes OUT, and a config that fits it beside it.'
+    )
+    parser.add_argument('config', help='the config the checkpoint was trained with')
+    parser.add_argument('checkpoint', help='the checkpoint file')
+    parser.add_argument('out', help='the checkpoint to write')
+    parser.add_argument(
+        '--keep-bn',
+        action='store_true',
+        help='squeeze only: the form of the plain network, for stock backbones',
+    )
+    parser.add_argument(
+        '--verify',
+        action='store_true',
+        help='also evaluate both checkpoints on the test set of the config',
+    )
+    parser.add_argument('--force', action='store_true', help='replace existing files')
+    parser.add_argument(
+        '--probe-size',
+        type=int,
+        default=224,
+        metavar='PIXELS',
+        help='side of the probe image on which both forms are compared (default: 224)',
+    )
+    cli.add_config_options(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    from mmorepa.checkpoints.conversion import convert
+    from mmorepa.engine.run import load_config, test
+
+    cfg = load_config(args.config, cfg_options=args.cfg_options)
+    done = convert(cfg, args.checkpoint, args.out, args.keep_bn, args.force, args.probe_size)
+    if done.source_form == done.form:
+        print(
+            f'{args.checkpoint} is in {done.form} form already: '
+            'nothing to convert, written out as it is'
+        )
+    before, after = done.parameters
+    print(f'{done.blocks} blocks squeezed, {done.norms} BatchNorms folded')
+    print(f'parameters: {before / 1e6:.2f} M before, {after / 1e6:.2f} M after')
+    before, after = done.bytes
+    print(f'weights: {before / 2**20:.1f} MiB before, {after / 2**20:.1f} MiB after')
+    print(f'on a probe image: {done.agreement}')
+    print(f'wrote {done.out} and {done.config}')
+    if not args.verify:
+        return 0
+
+    metrics = [test(cfg, checkpoint) for checkpoint in (args.checkpoint, args.out)]
+    print(f'on the test set: {metrics[0]} before, {metrics[1]} after')
+    return 0
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Train a model: python tools/train.py CONFIG."""
+
+import argparse
+import os
+
+from mmorepa import cli
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a model')
+    parser.add_argument('config', help='the config file')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const=True,
+        default=False,
+        metavar='CHECKPOINT',
+        help='go on from CHECKPOINT, or without one from the latest in the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate on the way')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the rate with the real batch size'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # Given by torch.distributed.launch.
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+    cli.add_config_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    from mmorepa.engine.run import load_config, train
+
+    cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+    train(cfg, args.resume, args.amp, args.auto_scale_lr, not args.no_validate)
+
+
+if __name__ == '__main__':
+    cli.run(main)
