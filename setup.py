@@ -72,8 +72,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_files=['LICENSE'],
-    python_requires='>=3.9',
-    install_requires=['torch>=2.0'],
+    python_requires='>=3.10',
+    install_requires=['torch>=2.5'],
     extras_require=extras(),
     packages=find_packages(include=['mmorepa', 'mmorepa.*']),
     # The links in .mim are followed, so that a wheel holds the files themselves.

@@ -20,6 +20,7 @@ KERNEL, MAP = '#d9e7f5', '#fbe6cf'
 
 
 def box(ax, x, y, width, height, text, colour):
+    """A labelled box."""
     ax.add_patch(
         FancyBboxPatch(
             (x, y),
@@ -35,10 +36,12 @@ def box(ax, x, y, width, height, text, colour):
 
 
 def arrow(ax, start, end):
+    """An arrow."""
     ax.annotate('', end, start, arrowprops=dict(arrowstyle='-|>', color='#444444', linewidth=0.9))
 
 
 def main():
+    """Draw and save the picture."""
     figure, ax = plt.subplots(figsize=(11, 5.2))
     ax.set(xlim=(-0.1, 15.3), ylim=(-0.3, 6.9))
     ax.axis('off')

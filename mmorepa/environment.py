@@ -43,7 +43,7 @@ MMCV_FORK = Dist('onedl-mmcv', '2.0.0', '3.0.0')
 
 # The first of each line is the one that a mending command and setup.py's extras name.
 DISTS = {
-    'torch': (Dist('torch', '2.0.0', tried='2.5.1'),),
+    'torch': (Dist('torch', '2.5.0', tried='2.5.1'),),
     'mmengine': (
         Dist('mmengine', '0.8.3', '1.0.0', '0.10.7'),
         Dist('mmengine-lite', '0.8.3', '1.0.0'),

@@ -119,9 +119,9 @@ def test_what_serves_passes(tmp_path, part, dists, ops):
 @pytest.mark.parametrize(
     ('part', 'dists', 'ops', 'found', 'mend'),
     [
-        ('core', {}, None, 'torch >=2.0.0: found nothing', 'pip install torch==2.5.1'),
+        ('core', {}, None, 'torch >=2.5.0: found nothing', 'pip install torch==2.5.1'),
         ('core', {'torch': '1.13.1'}, None, 'found torch 1.13.1', 'pip install torch==2.5.1'),
-        ('det', without(DET, 'torch'), 'good', 'torch >=2.0.0: found nothing', 'torch==2.5.1'),
+        ('det', without(DET, 'torch'), 'good', 'torch >=2.5.0: found nothing', 'torch==2.5.1'),
         ('pretrain', CORE, None, 'mmengine >=0.8.3,<1.0.0: found nothing', 'mmengine==0.10.7'),
         ('pretrain', without(PRETRAIN, 'mmpretrain'), None, 'found nothing', 'mmpretrain==1.2.0'),
         ('pretrain', {**PRETRAIN, 'mmengine': '0.7.4'}, None, 'mmengine 0.7.4', 'mmengine==0.10.7'),

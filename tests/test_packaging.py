@@ -126,7 +126,7 @@ def test_check_env_starts_from_the_package(install):
 def test_nothing_of_openmmlab_comes_unasked(install):
     (found,) = importlib.metadata.distributions(name='mmorepa', path=[str(install.site)])
     needs = [need for need in found.requires if 'extra ==' not in need]
-    assert needs == ['torch>=2.0']
+    assert needs == ['torch>=2.5']
     extras = {'pretrain', 'det', 'seg', 'mim', 'tests', 'all'}
     assert set(found.metadata.get_all('Provides-Extra')) == extras
     det = [need for need in found.requires if re.search('extra == .det.', need)]
