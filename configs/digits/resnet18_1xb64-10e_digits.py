@@ -2,7 +2,7 @@ _base_ = [
     'mmpretrain::_base_/models/resnet18.py',
     '../_base_/datasets/digits_bs64.py',
     '../_base_/schedules/imagenet_bs256_120e.py',
-    '../_base_/default_runtime.py',
+    '../_base_/mmpretrain_runtime.py',
 ]
 
 # As in the ImageNet configs, but for ten classes ...

@@ -2,7 +2,7 @@ _base_ = [
     'mmpretrain::_base_/models/resnet50.py',
     '../_base_/datasets/imagenet_bs64.py',
     '../_base_/schedules/imagenet_bs256_120e.py',
-    '../_base_/default_runtime.py',
+    '../_base_/mmpretrain_runtime.py',
 ]
 
 # As in the release: PyTorch's own initial values, and no zero initialisation of residuals.

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..convs import OREPAConv2d, squeeze, switch_to_deploy
 from ..errors import UserError
+from ..state_dict import misfit
 
 #: What turns a model into each of its forms in turn, beginning with the one it is built in.
 CHANGES = (lambda model: model, squeeze, switch_to_deploy)
@@ -51,30 +52,11 @@ def load_any_form(
     for change in CHANGES:
         change(model)
         wanted = model.state_dict()
-        misfit = _misfit(wanted, state_dict)
-        if not misfit:
+        difference = misfit(wanted, state_dict)
+        if not difference:
             model.load_state_dict(state_dict)
             return form_of(model)
         # The form that has most keys in common is the one the checkpoint was meant for.
         if len(wanted.keys() & state_dict.keys()) > shared:
-            nearest, shared = misfit, len(wanted.keys() & state_dict.keys())
+            nearest, shared = difference, len(wanted.keys() & state_dict.keys())
     raise UserError(f'{source} does not fit the model of this config: {nearest}')
-
-
-def _misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What keeps a state dict from being loaded, on one line; nothing if nothing does."""
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    reshaped = [key for key in wanted if key in found and wanted[key].shape != found[key].shape]
-    parts = []
-    if missing:
-        parts.append(f'{len(missing)} keys missing, first {missing[0]}')
-    if unexpected:
-        parts.append(f'{len(unexpected)} keys unexpected, first {unexpected[0]}')
-    if reshaped:
-        key = reshaped[0]
-        parts.append(
-            f'{len(reshaped)} shapes differ, first {key} with {tuple(found[key].shape)} '
-            f'where {tuple(wanted[key].shape)} is wanted'
-        )
-    return '; '.join(parts)
