@@ -2,7 +2,8 @@
 
 Importing this package is light: it needs torch alone, and where MMEngine is installed it registers
 ``OREPAConv2d`` in MMEngine's root ``MODELS``, so that ``conv_cfg=dict(type='OREPAConv2d')`` works
-in any OpenMMLab model. The backbones are registered by importing ``mmorepa.pretrain``.
+in any OpenMMLab model. The backbones are registered by importing ``mmorepa.pretrain``,
+``mmorepa.det`` or ``mmorepa.seg``, each of which needs its own library alone.
 """
 
 import warnings

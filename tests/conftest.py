@@ -1,11 +1,15 @@
 """What tests of several folders share."""
 
 import pytest
-import torch
 
-from mmorepa.checkpoints.conversion import build_model
-from mmorepa.engine.run import load_config
-from support import CONFIG, make_trained_like
+# Before it is imported: assertions in it show their values, as those of test files do.
+pytest.register_assert_rewrite('backbones.resnet_contract', 'support')
+
+import torch  # noqa: E402
+
+from mmorepa.checkpoints.conversion import build_model  # noqa: E402
+from mmorepa.engine.run import load_config  # noqa: E402
+from support import CONFIG, make_trained_like  # noqa: E402
 
 #: Fields that make the digits model small; the code it runs is the same.
 NARROW = {

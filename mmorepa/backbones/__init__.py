@@ -1,4 +1,4 @@
 """Backbones: thin subclasses of each library's own classes.
 
-Import ``mmorepa.pretrain`` to register them; this package imports no OpenMMLab package.
+Import ``mmorepa.pretrain``, ``mmorepa.det`` or ``mmorepa.seg`` to register them.
 """

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..convs import OREPAConv2d, switch_to_deploy
 from ..convs.substitute import substitute_convs
+from .pretrained import load_pretrained
 
 #: The convolutions of a ResNet that are re-parameterised: stem, residual blocks and shortcuts,
 #: as mmpretrain, mmdet and mmseg name them. Plugins keep theirs.
@@ -71,6 +72,17 @@ class ReparamResNetMixin:
         if match and match['shortcut']:
             return hasattr(self.get_submodule(match['block']), 'conv3')
         return match is not None
+
+    def init_weights(self) -> None:
+        """As the library has it, but a pretrained checkpoint has to fit as a whole.
+
+        Raises:
+            UserError: See :func:`mmorepa.backbones.pretrained.load_pretrained`.
+        """
+        init_cfg = self.init_cfg
+        if self.reparam and isinstance(init_cfg, dict) and init_cfg['type'] == 'Pretrained':
+            load_pretrained(self, init_cfg['checkpoint'], init_cfg.get('prefix'))
+        super().init_weights()
 
     def train(self, mode: bool = True) -> nn.Module:
         """As ``nn.Module`` has it; the libraries' own forget to return the module."""

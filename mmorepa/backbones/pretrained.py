@@ -1,0 +1,56 @@
+"""Initialising a backbone from a checkpoint, with nothing dropped in silence.
+
+MMEngine's ``init_cfg=dict(type='Pretrained', ...)`` loads what fits and goes on without the rest. In
+a re-parameterised backbone the rest would be branches left at random values: an error here.
+"""
+
+from __future__ import annotations
+
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..state_dict import misfit
+
+
+def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None) -> None:
+    """Load a checkpoint into a backbone, all of it, and log what was loaded.
+
+    Args:
+        backbone (nn.Module): Gets the tensors.
+        checkpoint (str): A path or URL, as MMEngine takes it.
+        prefix (str, optional): What the backbone's keys begin with in the checkpoint, such as
+            ``'backbone.'``.
+
+    Raises:
+        UserError: If there is no such file, no key has the prefix, or keys or shapes differ; names
+            the first missing and the first unexpected key.
+    """
+    try:
+        state_dict = _read(checkpoint, prefix)
+    except FileNotFoundError:
+        raise UserError(
+            f'no pretraining checkpoint at {checkpoint}: pretrain first, or name another with '
+            '--cfg-options model.backbone.init_cfg.checkpoint=FILE'
+        ) from None
+    except AssertionError:
+        raise UserError(
+            f'{checkpoint} has no key that begins with {prefix}: wanted a checkpoint with that '
+            'backbone, or another prefix in init_cfg'
+        ) from None
+    difference = misfit(backbone.state_dict(), state_dict)
+    if difference:
+        raise UserError(
+            f'{checkpoint} does not fit {type(backbone).__name__}: {difference}; wanted the '
+            'training form of the same network'
+        )
+    backbone.load_state_dict(state_dict)
+    print_log(f'loaded all {len(state_dict)} tensors of {checkpoint}', logger='current')
+
+
+def _read(checkpoint: str, prefix: str | None) -> dict[str, Tensor]:
+    if prefix:
+        return _load_checkpoint_with_prefix(prefix, checkpoint, map_location='cpu')
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    return loaded.get('state_dict', loaded)

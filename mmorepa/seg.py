@@ -1,0 +1,17 @@
+"""The import point for mmseg: importing it registers the backbones there, and no others.
+
+In a config: ``custom_imports = dict(imports=['mmorepa.seg'], allow_failed_imports=False)``.
+"""
+
+from .environment import require
+
+require('seg')
+
+from .backbones.seg_resnet import (  # noqa: E402
+    OREPAResNet,
+    OREPAResNetV1c,
+    OREPAResNetV1d,
+    OREPAResNeXt,
+)
+
+__all__ = ['OREPAResNeXt', 'OREPAResNet', 'OREPAResNetV1c', 'OREPAResNetV1d']

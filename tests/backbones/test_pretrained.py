@@ -1,0 +1,87 @@
+"""Backbones initialised from a checkpoint: everything arrives, or it is an error."""
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+
+import mmorepa.det
+import mmorepa.pretrain
+import mmorepa.seg  # noqa: F401
+from mmorepa import squeeze
+from mmorepa.errors import UserError
+from support import make_trained_like
+
+LIBRARIES = ('mmpretrain', 'mmdet', 'mmseg')
+
+
+def build(library, checkpoint=None, prefix='backbone.', **kwargs):
+    init_cfg = checkpoint and dict(type='Pretrained', checkpoint=str(checkpoint), prefix=prefix)
+    kwargs = dict(depth=18, base_channels=4, stem_channels=4) | kwargs
+    return MODELS.build(dict(type=f'{library}.OREPAResNet', init_cfg=init_cfg, **kwargs))
+
+
+@pytest.fixture
+def pretrained():
+    torch.manual_seed(0)
+    return make_trained_like(build('mmpretrain'))
+
+
+def save(path, state_dict, prefix='backbone.'):
+    state_dict = {f'{prefix}{key}': value for key, value in state_dict.items()}
+    torch.save(dict(state_dict=state_dict | {'head.fc.weight': torch.zeros(1)}), path)
+    return path
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_every_tensor_arrives_and_is_reported(library, pretrained, tmp_path, capsys):
+    MMLogger.get_instance(f'test_{library}', logger_name='mmengine')
+    path = save(tmp_path / 'a.pth', pretrained.state_dict())
+    backbone = build(library, path)
+    backbone.init_weights()
+    state_dict = backbone.state_dict()
+    for key, value in pretrained.state_dict().items():
+        assert torch.equal(state_dict[key], value), key
+    assert len(state_dict) == len(pretrained.state_dict())
+    printed = capsys.readouterr()
+    assert f'loaded all {len(state_dict)} tensors of {path}' in printed.out + printed.err
+
+
+def without_scale(state_dict):
+    return {key: value for key, value in state_dict.items() if not key.endswith('average.scale')}
+
+
+@pytest.mark.parametrize(
+    'change, prefix, kwargs, message',
+    [
+        (dict, 'backbone.', dict(depth=34), 'keys missing, first layer1.2.conv1'),
+        (dict, 'neck.', {}, 'has no key that begins with backbone.'),
+        (without_scale, 'backbone.', {}, 'keys missing, first conv1.kernel.0.average.scale'),
+        (dict, 'backbone.', dict(base_channels=8), 'shapes differ, first'),
+    ],
+    ids=['depth', 'prefix', 'branch', 'width'],
+)
+def test_what_does_not_fit_is_an_error(change, prefix, kwargs, message, pretrained, tmp_path):
+    path = save(tmp_path / 'a.pth', change(pretrained.state_dict()), prefix)
+    with pytest.raises(UserError, match=message) as info:
+        build('mmdet', path, **kwargs).init_weights()
+    assert '\n' not in str(info.value)
+
+
+def test_the_squeezed_form_is_refused(pretrained, tmp_path):
+    path = save(tmp_path / 'a.pth', squeeze(pretrained).state_dict())
+    with pytest.raises(UserError, match='wanted the training form'):
+        build('mmdet', path).init_weights()
+
+
+def test_the_squeezed_form_goes_into_the_plain_network(pretrained, tmp_path):
+    path = save(tmp_path / 'a.pth', squeeze(pretrained).state_dict())
+    backbone = build('mmdet', path, reparam=None)
+    backbone.init_weights()
+    assert torch.equal(backbone.conv1.weight, pretrained.conv1.weight)
+
+
+def test_a_missing_file_gets_one_line(tmp_path):
+    with pytest.raises(UserError, match='no pretraining checkpoint at') as info:
+        build('mmdet', tmp_path / 'missing.pth').init_weights()
+    assert '\n' not in str(info.value)
