@@ -7,18 +7,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..convs import Agreement, OREPAConv2d, squeeze, switch_to_deploy, verify
+from ..convs import Agreement, OREPAConv2d, squeeze, switch_to_deploy
 from ..convs.deploy import TOLERANCE
 from ..errors import UserError
 from ..version import __version__
 from .files import load_checkpoint, save_checkpoint, written_whole
 from .forms import load_any_form
+from .probing import compare_forms, probe_image
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def convert(
         )
 
     after = squeeze(before, inplace=False) if keep_bn else switch_to_deploy(before, inplace=False)
-    agreement = verify(before, after, probe_image(probe_size), mode='tensor')
+    agreement = compare_forms(before, after, probe_image(probe_size))
     if not agreement.within(TOLERANCE):
         raise UserError(
             f'the converted model does not agree with {checkpoint} on a probe image: {agreement}, '
@@ -105,11 +105,11 @@ def convert(
         )
 
     form = 'squeezed' if keep_bn else 'deploy'
-    # The config first: if the second write fails, no checkpoint lies there without its config.
+    meta = dict(source.get('meta', {}), mmorepa=dict(form=form, version=__version__))
+    # Both or neither: the config gets its name once the checkpoint has its own.
     with written_whole(out_config) as temporary:
         temporary.write_text(deployed_config(cfg, keep_bn).pretty_text)
-    meta = dict(source.get('meta', {}), mmorepa=dict(form=form, version=__version__))
-    save_checkpoint(dict(meta=meta, state_dict=dict(after.state_dict())), out)
+        save_checkpoint(dict(meta=meta, state_dict=dict(after.state_dict())), out)
     return Conversion(
         source_form=source_form,
         form=form,
@@ -139,11 +139,6 @@ def deployed_config(cfg: Config, keep_bn: bool) -> Config:
         cfg.model.update(architecture=cfg.model.type, type='DeployForm')
     cfg.model.keep_bn = keep_bn
     return cfg
-
-
-def probe_image(size: int) -> Tensor:
-    """The same random normalised image each time, (1, 3, size, size)."""
-    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def count(model: nn.Module, kind: type[nn.Module]) -> int:

@@ -7,7 +7,8 @@ from mmpretrain.models import ResNet
 
 from mmorepa import OREPAConv2d, verify
 from mmorepa.checkpoints import conversion, load_any_form
-from mmorepa.checkpoints.conversion import build_model, convert, probe_image
+from mmorepa.checkpoints.conversion import build_model, convert
+from mmorepa.checkpoints.probing import probe_image
 from mmorepa.convs import Agreement
 from mmorepa.errors import UserError
 from support import make_trained_like
@@ -147,11 +148,23 @@ class TestWhatIsRefused:
         self, relative, narrow_config, training_checkpoint, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(
-            conversion, 'verify', lambda *_, **__: Agreement(relative, relative, 1.0)
+            conversion, 'compare_forms', lambda *_, **__: Agreement(relative, relative, 1.0)
         )
         before = files(tmp_path)
         out = tmp_path / 'a.pth'
         self.refused('does not agree', narrow_config(), training_checkpoint, out)
+        assert files(tmp_path) == before
+
+    def test_an_interruption_leaves_nothing(
+        self, narrow_config, training_checkpoint, tmp_path, monkeypatch
+    ):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        before = files(tmp_path)
+        monkeypatch.setattr(torch, 'save', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert(narrow_config(), training_checkpoint, tmp_path / 'a.pth', probe_size=SIZE)
         assert files(tmp_path) == before
 
     def test_a_model_that_folds_wrongly(self, narrow_config, tmp_path):
