@@ -1,7 +1,7 @@
 """Initialising a backbone from a checkpoint, with nothing dropped in silence.
 
-MMEngine's ``init_cfg=dict(type='Pretrained', ...)`` loads what fits and goes on without the rest. In
-a re-parameterised backbone the rest would be branches left at random values: an error here.
+MMEngine's ``init_cfg=dict(type='Pretrained', ...)`` loads what fits and goes on without the rest.
+In a re-parameterised backbone the rest would be branches at random values: an error here.
 """
 
 from __future__ import annotations

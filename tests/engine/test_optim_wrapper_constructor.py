@@ -1,13 +1,21 @@
 """The final optimizer groups: rate and decay of every kind of parameter."""
 
+import logging
+
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from torch import nn
 
-import mmorepa.pretrain  # noqa: F401
-from mmorepa import OREPAConv2d
+import mmorepa.det
+import mmorepa.pretrain
+import mmorepa.seg  # noqa: F401
+from mmorepa import OREPAConv2d, squeeze
+from mmorepa.errors import UserError
+from support import ROOT
 
 LR, DECAY = 0.1, 1e-4
 RECIPE = dict(bias_lr_mult=2, norm_bias_lr_mult=2, bias_decay_mult=0, norm_decay_mult=0)
@@ -111,3 +119,336 @@ def test_frozen_parameters_are_left_out():
     net[1].requires_grad_(False)
     assert '1.bias' not in groups(net, RECIPE)
     assert torch.is_tensor(net[1].bias)
+
+
+#: One number a kind, no two products alike.
+MULTIPLIERS = dict(
+    stem=dict(lr_mult=0.1, decay_mult=0.5),
+    stem_scale=dict(lr_mult=0.03),
+    scale=dict(lr_mult=0.7, decay_mult=0),
+)
+
+
+@pytest.mark.parametrize(
+    'name, lr, decay',
+    [
+        ('0.kernel.0.original.weight', 0.1, 0.5),
+        ('0.kernel.1.pointwise_kxk.residual', 0.1, 0.5),
+        ('0.kernel.2.separable.depthwise', 0.1, 0.5),
+        ('0.kernel.0.original.scale', 0.03, 0.5),
+        ('0.kernel.2.prior.scale', 0.03, 0.5),
+        ('1.weight', 1, 0),
+        ('1.bias', 2, 0),
+        ('2.kernel.original.weight', 1, 1),
+        ('2.kernel.original.scale', 0.7, 0),
+        ('2.bias', 2, 0),
+        ('4.weight', 1, 1),
+        ('7.weight', 1, 1),
+        ('7.bias', 2, 0),
+    ],
+)
+def test_multipliers_within_the_recipe(name, lr, decay):
+    found = groups(model(), {**RECIPE, **MULTIPLIERS})[name]
+    assert found == pytest.approx((lr * LR, decay * DECAY))
+
+
+class TestComposition:
+    def test_the_stems_scales_follow_the_stem(self):
+        rates = groups(model(), dict(stem=dict(lr_mult=0.1)))
+        assert rates['0.kernel.0.original.weight'] == pytest.approx((0.1 * LR, DECAY))
+        assert rates['0.kernel.0.original.scale'] == pytest.approx((0.1 * LR, DECAY))
+        assert rates['2.kernel.original.scale'] == (LR, DECAY)
+
+    def test_multiplies_what_a_custom_key_gave(self):
+        cfg = dict(custom_keys={'0.': dict(lr_mult=0.5, decay_mult=0.2)}, **MULTIPLIERS)
+        rates = groups(model(), cfg)
+        assert rates['0.kernel.0.original.weight'] == pytest.approx((0.05 * LR, 0.1 * DECAY))
+        assert rates['0.kernel.0.original.scale'] == pytest.approx((0.015 * LR, 0.1 * DECAY))
+
+    def test_of_patterns_and_kinds_all_count(self):
+        patterns = {
+            '0.*': dict(lr_mult=0.5),
+            '*.scale': dict(lr_mult=0.2, decay_mult=0),
+            '[37].bias': dict(lr_mult=10),
+        }
+        rates = groups(model(), {**RECIPE, **MULTIPLIERS, 'patterns': patterns})
+        assert rates['0.kernel.0.original.weight'] == pytest.approx((0.05 * LR, 0.5 * DECAY))
+        assert rates['0.kernel.0.original.scale'] == pytest.approx((0.003 * LR, 0))
+        assert rates['2.kernel.original.scale'] == pytest.approx((0.14 * LR, 0))
+        assert rates['3.bias'] == pytest.approx((20 * LR, 0))
+        assert rates['7.weight'] == (LR, DECAY)
+
+    def test_a_pattern_matches_whole_names(self):
+        rates = groups(model(), dict(patterns={'7': dict(lr_mult=0), '7.b*': dict(lr_mult=3)}))
+        assert rates['7.weight'] == (LR, DECAY)
+        assert rates['7.bias'] == pytest.approx((3 * LR, DECAY))
+
+    def test_a_stem_that_is_there_twice(self):
+        net = nn.ModuleDict(dict(a=OREPAConv2d(3, 4, 7, bias=False)))
+        net['b'] = net['a']
+        cfg = dict(bypass_duplicate=True, stem=dict(lr_mult=0.1))
+        rates = groups(net, cfg)
+        assert len(rates) == len(list(net.parameters()))
+        assert all(rate == pytest.approx((0.1 * LR, DECAY)) for rate in rates.values())
+
+    def test_without_a_stem_nothing_changes(self):
+        plain = squeeze(model())
+        assert groups(plain, {**RECIPE, **MULTIPLIERS}) == groups(plain, RECIPE)
+
+    def test_dicts_taken_over_from_another_library(self):
+        """MMEngine adds its scope to these."""
+        scope = dict(_scope_='mmdet')
+        cfg = dict(
+            **scope,
+            stem=dict(lr_mult=0.1, **scope),
+            patterns={'7.*': dict(lr_mult=0.5), **scope},
+        )
+        rates = groups(model(), cfg)
+        assert rates['0.kernel.0.original.scale'] == pytest.approx((0.1 * LR, DECAY))
+        assert rates['7.bias'] == pytest.approx((0.5 * LR, DECAY))
+
+
+@pytest.mark.parametrize(
+    'cfg, message',
+    [
+        (dict(stem_lr_mult=0.1), "has 'stem_lr_mult', which does not exist"),
+        (dict(stem=0.1), 'has stem=0.1: wanted a dict'),
+        (dict(stem=dict(lr=0.1)), 'stem is .*: wanted a dict with lr_mult, decay_mult or both'),
+        (dict(scale=dict(lr_mult=-1)), 'scale has lr_mult=-1: wanted a number, at least 0'),
+        (dict(scale=dict(lr_mult='0.1')), "scale has lr_mult='0.1': wanted a number"),
+        (dict(stem=dict(lr_mult=float('nan'))), 'stem has lr_mult=nan: wanted a number'),
+        (dict(patterns=['*']), 'has patterns=.*: wanted a dict'),
+        (dict(patterns={'*.scale': 0.1}), r'\*.scale is 0.1: wanted a dict with'),
+    ],
+)
+def test_wrong_rules_get_one_line(cfg, message):
+    with pytest.raises(UserError, match=message) as info:
+        groups(model(), cfg)
+    assert '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    'optimizer, field, wanted',
+    [
+        (dict(type='SGD', lr=0.1), 'decay_mult', 'weight_decay'),
+        (dict(type='Adadelta', weight_decay=0.1), 'lr_mult', 'lr'),
+    ],
+)
+def test_nothing_to_multiply(optimizer, field, wanted):
+    cfg = dict(
+        constructor='OREPAOptimWrapperConstructor',
+        optimizer=optimizer,
+        paramwise_cfg=dict(stem={field: 0.5}),
+    )
+    with pytest.raises(UserError, match=f'stem has {field}, but the optimizer has no {wanted} '):
+        build_optim_wrapper(model(), cfg)
+
+
+@pytest.fixture
+def log():
+    """The lines that MMEngine's logger got, with their levels."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append((record.levelname, record.getMessage()))
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+def test_what_is_logged(log):
+    groups(model(), MULTIPLIERS)
+    text = [message for _, message in log]
+    in_stem, scales = 3 * 8, 3 * 6
+    assert (
+        f'paramwise_options -- stem (lr_mult=0.1, decay_mult=0.5): {in_stem} trainable parameters'
+    ) in text
+    assert any(f'stem_scale (lr_mult=0.03, decay_mult=0.5): {scales} ' in line for line in text)
+    assert any('scale (lr_mult=0.7, decay_mult=0): 6 ' in line for line in text)
+    assert 'paramwise_options -- 0.kernel.0.original.scale: lr=0.003, weight_decay=5e-05' in text
+
+
+def test_a_rule_that_changes_nothing_is_a_warning(log):
+    net = model()
+    net[0].requires_grad_(False)
+    groups(net, dict(stem=dict(lr_mult=0.1), patterns={'backbone.*': dict(lr_mult=0.1)}))
+    warnings = [message for level, message in log if level == 'WARNING' and ': 0 ' in message]
+    assert [message.split()[2] for message in warnings] == ['stem', 'stem_scale', 'backbone.*']
+
+
+BACKBONE = dict(
+    type='OREPAResNet',
+    depth=18,
+    base_channels=4,
+    stem_channels=4,
+    num_stages=4,
+    out_indices=(0, 1, 2, 3),
+    norm_cfg=dict(type='BN'),
+)
+CHANNELS = [4, 8, 16, 32]
+RETINANET = dict(
+    type='RetinaNet',
+    _scope_='mmdet',
+    backbone=BACKBONE,
+    neck=dict(type='FPN', in_channels=CHANNELS, out_channels=8, num_outs=5),
+    bbox_head=dict(
+        type='RetinaHead',
+        num_classes=3,
+        in_channels=8,
+        feat_channels=8,
+        stacked_convs=1,
+        anchor_generator=dict(
+            type='AnchorGenerator', ratios=[1.0], scales=[4], strides=[4, 8, 16, 32, 64]
+        ),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
+    ),
+)
+PSPNET = dict(
+    type='EncoderDecoder',
+    _scope_='mmseg',
+    backbone=dict(BACKBONE, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
+    decode_head=dict(
+        type='PSPHead',
+        in_channels=32,
+        in_index=3,
+        channels=8,
+        num_classes=3,
+        norm_cfg=dict(type='SyncBN'),
+    ),
+)
+#: What mmdet and mmseg configs use, and ours within.
+DOWNSTREAM = dict(
+    custom_keys={'bbox_head': dict(lr_mult=10), 'decode_head': dict(lr_mult=10)},
+    norm_decay_mult=0,
+    bias_lr_mult=2,
+    bypass_duplicate=True,
+    stem=dict(lr_mult=0.1),
+    scale=dict(decay_mult=0),
+)
+IN_BACKBONE = [
+    ('backbone.conv1.kernel.0.original.weight', 0.1, 1),
+    ('backbone.conv1.kernel.2.separable.scale', 0.1, 1),
+    ('backbone.layer1.0.conv1.kernel.original.scale', 1, 0),
+    ('backbone.layer1.0.conv1.kernel.original.weight', 1, 1),
+    ('backbone.bn1.weight', 1, 0),
+    ('backbone.layer4.1.bn2.bias', 1, 0),
+]
+
+
+@pytest.mark.parametrize(
+    'cfg, expected',
+    [
+        (
+            RETINANET,
+            [
+                ('neck.lateral_convs.0.conv.weight', 1, 1),
+                ('neck.lateral_convs.0.conv.bias', 2, 1),
+                ('bbox_head.retina_cls.weight', 10, 1),
+                ('bbox_head.retina_cls.bias', 10, 1),
+            ],
+        ),
+        (
+            PSPNET,
+            [
+                ('decode_head.conv_seg.weight', 10, 1),
+                ('decode_head.bottleneck.bn.weight', 10, 1),
+            ],
+        ),
+    ],
+    ids=['retinanet', 'pspnet'],
+)
+def test_detector_and_segmentor(cfg, expected):
+    rates = groups(MODELS.build(cfg), DOWNSTREAM)
+    for name, lr, decay in IN_BACKBONE + expected:
+        assert rates[name] == pytest.approx((lr * LR, decay * DECAY)), name
+
+
+def test_a_frozen_stem_of_a_detector(log):
+    net = MODELS.build(dict(RETINANET, backbone=dict(BACKBONE, frozen_stages=1)))
+    rates = groups(net, DOWNSTREAM)
+    assert not any(name.startswith('backbone.conv1.') for name in rates)
+    warnings = [message for level, message in log if level == 'WARNING']
+    assert 'paramwise_options -- stem (lr_mult=0.1): 0 trainable parameters' in warnings
+
+
+SCHEDULES = ROOT / 'configs' / '_base_' / 'schedules'
+POLY = dict(type='PolyLR', power=0.9, by_epoch=False, begin=0, end=40_000)
+COSINE = dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end=40_000, T_max=40_000)
+STEPS = 200
+RATIO = 1e-6  # relative; a chain of products in float64
+
+
+def ratios(schedulers):
+    """Rate of the stem over that of the head, at each of STEPS steps of a shortened schedule."""
+    wrapper = build_optim_wrapper(
+        model(),
+        dict(
+            constructor='OREPAOptimWrapperConstructor',
+            optimizer=dict(type='SGD', lr=0.01),
+            paramwise_cfg=dict(stem=dict(lr_mult=0.1)),
+        ),
+    )
+    built = []
+    for scheduler in schedulers:
+        scheduler = dict(scheduler, by_epoch=False, end=min(scheduler['end'], STEPS))
+        scheduler.pop('convert_to_iter_based', None)
+        for key, value in dict(milestones=[120, 180], T_max=STEPS).items():
+            if key in scheduler:
+                scheduler[key] = value
+        built.append(PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=wrapper)))
+    found = []
+    for _ in range(STEPS - 1):
+        first, last = wrapper.optimizer.param_groups[0], wrapper.optimizer.param_groups[-1]
+        found.append(first['lr'] / last['lr'])
+        wrapper.step()
+        for scheduler in built:
+            scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    'name', ['coco_1x', 'cityscapes_40k', 'cityscapes_80k', 'imagenet_bs256_120e']
+)
+def test_our_schedules_keep_the_ratio(name):
+    schedulers = Config.fromfile(SCHEDULES / f'{name}.py').param_scheduler
+    assert ratios(schedulers) == pytest.approx([0.1] * (STEPS - 1), rel=RATIO)
+
+
+@pytest.mark.parametrize(
+    'scheduler, last',
+    [
+        (dict(POLY, eta_min=1e-4), (0.5, 1.0)),
+        (dict(COSINE, eta_min=1e-4), (0.5, 1.0)),
+        (dict(COSINE, eta_min_ratio=0.01), (0.1 - RATIO, 0.1 + RATIO)),
+        (dict(POLY, eta_min=0), (0.1 - RATIO, 0.1 + RATIO)),
+    ],
+    ids=['poly-absolute', 'cosine-absolute', 'cosine-ratio', 'poly-zero'],
+)
+def test_an_absolute_floor_lets_the_ratio_drift(scheduler, last):
+    found = ratios([scheduler])
+    assert found[0] == pytest.approx(0.1)
+    assert last[0] < found[-1] < last[1]
+
+
+@pytest.mark.parametrize(
+    'ours, library',
+    [
+        ('coco_1x', 'mmdet::_base_/schedules/schedule_1x.py'),
+        ('cityscapes_40k', 'mmseg::_base_/schedules/schedule_40k.py'),
+        ('cityscapes_80k', 'mmseg::_base_/schedules/schedule_80k.py'),
+    ],
+)
+def test_our_schedules_are_the_librarys_but_for_the_multipliers_and_the_floor(
+    ours, library, tmp_path
+):
+    theirs = tmp_path / 'theirs.py'
+    theirs.write_text(f'_base_ = [{library!r}]')
+    theirs = Config.fromfile(theirs).to_dict()
+    ours = Config.fromfile(SCHEDULES / f'{ours}.py').to_dict()
+    assert ours['optim_wrapper'].pop('constructor') == 'OREPAOptimWrapperConstructor'
+    assert set(ours['optim_wrapper'].pop('paramwise_cfg')) == {'stem'}
+    for schedule in (ours, theirs):
+        for scheduler in schedule['param_scheduler']:
+            scheduler.pop('eta_min', None)
+            scheduler.pop('_scope_', None)
+    assert ours == theirs
