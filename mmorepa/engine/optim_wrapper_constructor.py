@@ -38,9 +38,9 @@ KINDS = ('stem', 'stem_scale', 'scale')
 class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's default constructor, with multipliers for the parts of OREPA blocks.
 
-    All of MMEngine's keys of ``paramwise_cfg`` mean what they mean there; a parameter that a
+    MMEngine's keys of ``paramwise_cfg`` mean what they mean there: among them, a parameter that a
     custom key matches follows that key alone. The multipliers added here *compose*: they multiply
-    the rate and the decay that MMEngine's rules have given a parameter. So this trains the stem at
+    the rate and the decay that MMEngine's keys have given a parameter. So this trains the stem at
     a hundredth of the rate, the rest of the backbone at a tenth, and no norm layer decays::
 
         paramwise_cfg=dict(

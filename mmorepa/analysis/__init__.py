@@ -1,0 +1,1 @@
+"""What the numbers inside a network say: measurements, tables, plots."""
