@@ -3,12 +3,13 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENV = $(shell $(PYTHON) tools/setup_env.py --where)
 
-.PHONY: help setup test demo lint clean
+.PHONY: help setup test demo demo-finetune lint clean
 
 help:
 	@echo 'make setup   make the environment with the pinned stack'
 	@echo 'make test    check the style, then run all tests'
 	@echo 'make demo    train, convert and compare a small model, on the CPU'
+	@echo 'make demo-finetune   go on from the demo with a detector and a segmentor'
 	@echo 'make lint    check the style'
 	@echo 'make clean   remove what was made in this folder; compiled wheels stay in the cache'
 
@@ -22,6 +23,9 @@ test: lint
 
 demo: setup
 	@$(ENV)/bin/python tools/demo.py
+
+demo-finetune: setup
+	@$(ENV)/bin/python tools/demo.py detect segment
 
 lint: setup
 	$(ENV)/bin/python -m ruff check .

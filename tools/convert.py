@@ -48,6 +48,8 @@ def main() -> int:
             f'{args.checkpoint} is in {done.form} form already: '
             'nothing to convert, written out as it is'
         )
+    if done.ema:
+        print('weights: the exponential moving average that EMAHook kept')
     before, after = done.parameters
     print(f'{done.blocks} blocks squeezed, {done.norms} BatchNorms folded')
     print(f'parameters: {before / 1e6:.2f} M before, {after / 1e6:.2f} M after')

@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Pretrain OREPA ResNet-18 on scanned digits, convert it, and compare both forms: make demo.
+"""Train OREPA networks on scanned digits, convert them, and compare both forms.
 
+``make demo`` pretrains ResNet-18; ``make demo-finetune`` goes on with RetinaNet and PSPNet.
 Every step is a command of this repository or of mim, printed before it runs.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -16,44 +18,82 @@ from pathlib import Path
 from mmorepa import cli
 
 TOOLS = Path(os.path.relpath(Path(__file__).parent))
-CONFIG = TOOLS.parent / 'configs' / 'digits' / 'orepa-resnet18_1xb64-10e_digits.py'
+CONFIGS = TOOLS.parent / 'configs' / 'digits'
 WORK_DIR = Path('work_dirs/demo')
+
+#: Library, config and data set of each experiment.
+EXPERIMENTS = dict(
+    pretrain=('mmpretrain', 'orepa-resnet18_1xb64-10e_digits.py', 'imagenet'),
+    detect=('mmdet', 'retinanet_orepa-r18_fpn_1xb8-8e_digits.py', 'coco'),
+    segment=('mmsegmentation', 'pspnet_orepa-r18-d8_1xb4-600_digits-128x128.py', 'cityscapes'),
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
+        'experiments',
+        nargs='*',
+        default=['pretrain'],
+        metavar='EXPERIMENT',
+        help=f'any of {", ".join(EXPERIMENTS)}; the last two start from what the first has left '
+        '(default: pretrain)',
+    )
+    parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to training'
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    unknown = [name for name in args.experiments if name not in EXPERIMENTS]
+    if unknown:
+        parser.error(f'no experiment {unknown[0]!r}: choose from {", ".join(EXPERIMENTS)}')
+    return args
 
 
 def main() -> None:
-    options = parse_args().cfg_options
-    options = ['--cfg-options', *options] if options else []
+    args = parse_args()
+    for experiment in args.experiments:
+        demonstrate(experiment, args.cfg_options)
 
-    title('Real images that need no download')
-    run('python', TOOLS / 'dataset_converters/digits.py', 'data/digits', '--formats', 'imagenet')
 
-    title('Pretrain')
-    command = ['mim', 'train', 'mmpretrain', CONFIG, '--gpus', 0, '--work-dir', WORK_DIR]
-    seconds = run(*command, *options)
-    trained = os.path.relpath((WORK_DIR / 'last_checkpoint').read_text().strip())
-    trained = (WORK_DIR / CONFIG.name, trained)  # training leaves its config there
+def demonstrate(experiment: str, options: list[str]) -> None:
+    """Train, evaluate, convert, evaluate again, compare."""
+    library, name, data = EXPERIMENTS[experiment]
+    work_dir = WORK_DIR / experiment
+    if experiment != 'pretrain':
+        checkpoint = last_checkpoint(WORK_DIR / 'pretrain')
+        options = [f'model.backbone.init_cfg.checkpoint={checkpoint}', *options]
 
-    title('Evaluate the training form')
-    out = ['--work-dir', WORK_DIR, '--out']
-    run('python', TOOLS / 'test.py', *trained, *out, WORK_DIR / 'training.json')
+    title(f'{experiment}: real images that need no download')
+    run('python', TOOLS / 'dataset_converters/digits.py', 'data/digits', '--formats', data)
 
-    title('Convert')
-    deploy = (WORK_DIR / 'deploy.py', WORK_DIR / 'deploy.pth')
+    title(f'{experiment}: train')
+    command = ['mim', 'train', library, CONFIGS / name, '--gpus', 0, '--work-dir', work_dir]
+    if options:
+        command += ['--cfg-options', *options]
+    seconds = run(*command)
+    trained = (work_dir / name, last_checkpoint(work_dir))  # training leaves its config there
+
+    title(f'{experiment}: evaluate the training form')
+    out = ['--work-dir', work_dir, '--out']
+    run('python', TOOLS / 'test.py', *trained, *out, work_dir / 'training.json')
+
+    title(f'{experiment}: convert')
+    deploy = (work_dir / 'deploy.py', work_dir / 'deploy.pth')
     run('python', TOOLS / 'convert.py', *trained, deploy[1], '--force')
 
-    title('Evaluate the deploy form')
-    run('python', TOOLS / 'test.py', *deploy, *out, WORK_DIR / 'deploy.json')
+    title(f'{experiment}: evaluate the deploy form')
+    run('python', TOOLS / 'test.py', *deploy, *out, work_dir / 'deploy.json')
 
-    title('Summary')
-    report(dict(training=trained, deploy=deploy), seconds)
+    title(f'{experiment}: summary')
+    report(work_dir, dict(training=trained, deploy=deploy), seconds)
+
+
+def last_checkpoint(work_dir: Path) -> str:
+    """The checkpoint that training left last in a folder."""
+    note = work_dir / 'last_checkpoint'
+    if not note.exists():
+        sys.exit(f'error: no checkpoint in {work_dir}: run the experiment {work_dir.name} first')
+    return os.path.relpath(note.read_text().strip())
 
 
 def title(text: str) -> None:
@@ -72,10 +112,11 @@ def run(program: str, *arguments) -> float:
     return time.perf_counter() - start
 
 
-def report(forms: dict[str, tuple], seconds: float) -> None:
-    """Print how both forms compare over the whole validation set, and what they cost.
+def report(work_dir: Path, forms: dict[str, tuple], seconds: float) -> None:
+    """Print how both forms compare over the validation images, and what they cost.
 
     Args:
+        work_dir (Path): Holds the metrics of each form.
         forms (dict[str, tuple]): Config and checkpoint by form.
         seconds (float): What training took.
     """
@@ -93,25 +134,28 @@ def report(forms: dict[str, tuple], seconds: float) -> None:
     for form, (config, checkpoint) in forms.items():
         cfg = load_config(config)
         models[form] = build_model(cfg)
-        load_any_form(models[form], load_checkpoint(checkpoint)['state_dict'], checkpoint)
+        load_any_form(models[form], load_checkpoint(checkpoint)['state_dict'], str(checkpoint))
     loader = Runner.build_dataloader(cfg.val_dataloader)
-    batches = [models['training'].data_preprocessor(batch)['inputs'] for batch in loader]
-    agreement = verify(*models.values(), torch.cat(batches), mode='tensor')
+    preprocess = models['training'].data_preprocessor
+    batches = [preprocess(batch)['inputs'] for batch in itertools.islice(loader, 50)]
+    images = torch.cat(batches)
+    agreement = verify(*models.values(), images, mode='tensor')
 
     table = Table('', *[f'{form} form' for form in forms])
-    metrics = [json.loads((WORK_DIR / f'{form}.json').read_text()) for form in forms]
+    metrics = [json.loads((work_dir / f'{form}.json').read_text()) for form in forms]
     for name in metrics[0]:
-        table.add_row(name, *[f'{metric[name]:.2f} %' for metric in metrics])
+        table.add_row(name, *[f'{metric[name]:.3f}' for metric in metrics])
     sizes = [f'{count_parameters(model) / 1e6:.2f} M' for model in models.values()]
     table.add_row('parameters', *sizes)
-    times = interleaved_seconds(models, batches[0])
+    images_timed = images[:64]
+    times = interleaved_seconds(models, images_timed)
     times = [f'{median:.3f} ({low:.3f} to {high:.3f})' for low, median, high in times]
-    table.add_row(f'seconds for {len(batches[0])} images', *times)
+    table.add_row(f'seconds for {len(images_timed)} images', *times)
     console = Console(highlight=False)
     console.print(table)
-    console.print(f'logits of all validation images: {agreement}')
+    console.print(f'raw outputs for {len(images)} validation images: {agreement}')
     console.print(f'training took {seconds / 60:.1f} minutes, start-up included')
-    console.print(f'results are in {WORK_DIR}')
+    console.print(f'results are in {work_dir}')
     if not agreement.within():
         sys.exit('error: the deploy form does not agree with the training form')
 

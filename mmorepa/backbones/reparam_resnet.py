@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from functools import partial
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..convs import OREPAConv2d, switch_to_deploy
 from ..convs.substitute import substitute_convs
@@ -45,7 +47,6 @@ class ReparamResNetMixin:
     def __init__(self, *args, reparam: str | dict | None = 'OREPA', deploy=False, **kwargs):
         super().__init__(*args, **kwargs)
         self.reparam = reparam
-        self.deploy = False
         if reparam is not None:
             self._reparameterize(reparam)
         if deploy:
@@ -84,9 +85,20 @@ class ReparamResNetMixin:
             load_pretrained(self, init_cfg['checkpoint'], init_cfg.get('prefix'))
         super().init_weights()
 
+    @property
+    def deploy(self) -> bool:
+        """Whether this backbone is in deploy form, however it came to be."""
+        return not any(isinstance(m, (OREPAConv2d, _BatchNorm)) for m in self.modules())
+
     def train(self, mode: bool = True) -> nn.Module:
         """As ``nn.Module`` has it; the libraries' own forget to return the module."""
         super().train(mode)
+        if mode and self.deploy:
+            warnings.warn(
+                f'{type(self).__name__} is in deploy form, without BatchNorms, and will not train '
+                'well: fine-tune the training form, or the squeezed form of convert.py --keep-bn',
+                stacklevel=2,
+            )
         return self
 
     def switch_to_deploy(self) -> nn.Module:
@@ -95,5 +107,4 @@ class ReparamResNetMixin:
         Returns:
             nn.Module: The backbone itself.
         """
-        self.deploy = True
         return switch_to_deploy(self)

@@ -32,6 +32,8 @@ class Conversion:
         norms (int): BatchNorms folded.
         parameters (tuple[int, int]): Parameters of the model, before and after.
         bytes (tuple[int, int]): Size of the state dict in memory, before and after.
+        ema (bool): Whether the weights are the exponential moving average that MMEngine's EMAHook
+            keeps; it saves them as the checkpoint's ``state_dict``.
         agreement (Agreement): Of both forms' outputs for the probe image.
         out (Path): The checkpoint written.
         config (Path): The config written beside it.
@@ -43,6 +45,7 @@ class Conversion:
     norms: int
     parameters: tuple[int, int]
     bytes: tuple[int, int]
+    ema: bool
     agreement: Agreement
     out: Path
     config: Path
@@ -117,6 +120,7 @@ def convert(
         norms=count(before, _BatchNorm) - count(after, _BatchNorm),
         parameters=(count_parameters(before), count_parameters(after)),
         bytes=(count_bytes(before), count_bytes(after)),
+        ema='ema_state_dict' in source,
         agreement=agreement,
         out=out,
         config=out_config,

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 import mmorepa.det
 import mmorepa.pretrain
 import mmorepa.seg  # noqa: F401
-from mmorepa import squeeze
+from mmorepa import squeeze, switch_to_deploy
 from mmorepa.errors import UserError
 from support import make_trained_like
 
@@ -85,3 +85,17 @@ def test_a_missing_file_gets_one_line(tmp_path):
     with pytest.raises(UserError, match='no pretraining checkpoint at') as info:
         build('mmdet', tmp_path / 'missing.pth').init_weights()
     assert '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_training_the_deploy_form_is_warned_of(library, recwarn):
+    backbone = build(library)
+    backbone.train()
+    assert not backbone.deploy
+    assert not [w for w in recwarn if 'deploy form' in str(w.message)]
+    squeeze(backbone).train()
+    assert not [w for w in recwarn if 'deploy form' in str(w.message)]
+    switch_to_deploy(backbone).eval()
+    assert backbone.deploy
+    with pytest.warns(UserWarning, match='in deploy form, without BatchNorms'):
+        backbone.train()

@@ -1,8 +1,12 @@
 """Conversion: what is written, what is refused, and that nothing is half done."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.model import ExponentialMovingAverage
 from mmpretrain.models import ResNet
 
 from mmorepa import OREPAConv2d, verify
@@ -97,6 +101,33 @@ def test_keep_bn_loads_into_the_stock_classifier(
     classifier.load_state_dict(state, strict=True)
     assert type(classifier.backbone) is ResNet
     assert verify(source, classifier, probe_image(SIZE), mode='tensor').within(LOGITS)
+
+
+def test_weights_are_those_that_the_ema_hook_puts_first(
+    narrow_config, training_checkpoint, tmp_path, source
+):
+    """EMAHook evaluates the average, and saves it as the state dict, the last weights apart."""
+    checkpoint = torch.load(training_checkpoint, weights_only=True)
+    assert not convert(
+        narrow_config(), training_checkpoint, tmp_path / 'a.pth', probe_size=SIZE
+    ).ema
+    hook = EMAHook(ema_type='ExponentialMovingAverage')
+    hook.ema_model = ExponentialMovingAverage(source)
+    runner = SimpleNamespace(model=source)
+    hook.src_model = source
+    average = {key: value + 0.125 for key, value in checkpoint['state_dict'].items()}
+    hook.ema_model.module.load_state_dict(average)
+    hook.enabled_by_epoch = hook.enabled = True
+    hook.begin_iter, hook.begin_epoch = 0, 0
+    runner.iter, runner.epoch = 1, 1
+    hook.before_save_checkpoint(runner, checkpoint)
+    torch.save(checkpoint, tmp_path / 'ema.pth')
+    done = convert(
+        narrow_config(), tmp_path / 'ema.pth', tmp_path / 'b.pth', keep_bn=True, probe_size=SIZE
+    )
+    assert done.ema
+    bias = torch.load(tmp_path / 'b.pth', weights_only=True)['state_dict']['head.fc.bias']
+    assert torch.equal(bias, average['head.fc.bias'])
 
 
 def test_squeezed_can_be_folded_later(narrow_config, training_checkpoint, tmp_path):

@@ -42,7 +42,7 @@ def workplace(tmp_path_factory):
 @pytest.fixture(scope='module')
 def trained(workplace):
     """The training config and checkpoint that the demo left."""
-    return Path('work_dirs/demo', CONFIG.name), Path('work_dirs/demo/epoch_2.pth')
+    return Path('work_dirs/demo/pretrain', CONFIG.name), Path('work_dirs/demo/pretrain/epoch_2.pth')
 
 
 def test_demo(workplace, trained):
@@ -50,14 +50,16 @@ def test_demo(workplace, trained):
     assert 'mim train mmpretrain' in text
     assert '17 blocks squeezed, 20 BatchNorms folded' in text
     metrics = [
-        json.loads((workplace / f'work_dirs/demo/{form}.json').read_text())['accuracy/top1']
+        json.loads((workplace / f'work_dirs/demo/pretrain/{form}.json').read_text())[
+            'accuracy/top1'
+        ]
         for form in ('training', 'deploy')
     ]
     assert metrics[0] == metrics[1] > LEARNED
     assert all(f'is in {form} form' in text for form in ('training', 'deploy'))
-    relative = re.search(r'logits of all validation images: .*relative (\S+),', text)
+    relative = re.search(r'raw outputs for 359 validation images: .*relative (\S+),', text)
     assert float(relative[1]) < 1e-4
-    written = torch.load(workplace / 'work_dirs/demo/deploy.pth', weights_only=True)
+    written = torch.load(workplace / 'work_dirs/demo/pretrain/deploy.pth', weights_only=True)
     assert written['meta']['mmorepa']['form'] == 'deploy'
     assert written['meta']['epoch'] == 2
 
@@ -71,15 +73,15 @@ def test_keep_bn_with_metrics_before_and_after(workplace, trained):
 
 
 def test_training_config_takes_the_deploy_checkpoint(workplace, trained):
-    deploy = 'work_dirs/demo/deploy.pth'
+    deploy = 'work_dirs/demo/pretrain/deploy.pth'
     text = run(workplace, *tool('test.py'), trained[0], deploy, '--out', 'metrics.json')
     assert 'is in deploy form' in text
-    expected = (workplace / 'work_dirs/demo/training.json').read_text()
+    expected = (workplace / 'work_dirs/demo/pretrain/training.json').read_text()
     assert (workplace / 'metrics.json').read_text() == expected
 
 
 def test_converting_twice_says_so(workplace, trained):
-    deploy = 'work_dirs/demo/deploy.pth'
+    deploy = 'work_dirs/demo/pretrain/deploy.pth'
     text = run(workplace, *tool('convert.py'), trained[0], deploy, 'again.pth')
     assert 'is in deploy form already: nothing to convert' in text
     assert (workplace / 'again.pth').exists()
@@ -90,9 +92,8 @@ def test_the_library_loads_the_deploy_form_by_its_config(workplace):
     code = """
 import glob
 from mmpretrain import ImageClassificationInferencer
-infer = ImageClassificationInferencer(
-    'work_dirs/demo/deploy.py', pretrained='work_dirs/demo/deploy.pth', device='cpu'
-)
+deploy = 'work_dirs/demo/pretrain/deploy'
+infer = ImageClassificationInferencer(deploy + '.py', pretrained=deploy + '.pth', device='cpu')
 assert not any('kernel' in key for key in infer.model.state_dict())
 right = sum(
     infer(path)[0]['pred_label'] == digit
@@ -108,10 +109,10 @@ print('right:', right)
 def test_training_goes_on_where_it_stopped(workplace, trained, tmp_path):
     for name in ('data', 'work_dirs'):
         shutil.copytree(workplace / name, tmp_path / name)
-    options = ['--work-dir', 'work_dirs/demo', '--cfg-options', 'train_cfg.max_epochs=3']
+    options = ['--work-dir', 'work_dirs/demo/pretrain', '--cfg-options', 'train_cfg.max_epochs=3']
     text = run(tmp_path, *tool('train.py'), trained[0], '--resume', *options)
     assert 'resumed epoch: 2' in text
-    checkpoint = load_checkpoint(tmp_path / 'work_dirs' / 'demo' / 'epoch_3.pth')
+    checkpoint = load_checkpoint(tmp_path / 'work_dirs/demo/pretrain/epoch_3.pth')
     assert checkpoint['meta']['epoch'] == 3
 
 

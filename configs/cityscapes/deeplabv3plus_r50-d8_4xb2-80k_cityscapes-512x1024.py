@@ -1,0 +1,20 @@
+_base_ = [
+    'mmseg::_base_/models/deeplabv3plus_r50-d8.py',
+    'mmseg::_base_/datasets/cityscapes.py',
+    '../_base_/schedules/cityscapes_80k.py',
+    '../_base_/mmseg_runtime.py',
+]
+
+# A ResNet with a 7x7 stem, as it was pretrained, where mmseg has ResNetV1c.
+model = dict(
+    pretrained=None,
+    data_preprocessor=dict(size=(512, 1024)),
+    backbone=dict(
+        type='ResNet',
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='work_dirs/resnet50_4xb64-120e_in1k/epoch_120.pth',
+            prefix='backbone.',
+        ),
+    ),
+)

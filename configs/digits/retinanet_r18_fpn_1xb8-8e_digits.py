@@ -1,0 +1,36 @@
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    '../_base_/datasets/digits_detection.py',
+    '../_base_/schedules/coco_1x.py',
+    '../_base_/mmdet_runtime.py',
+]
+
+# A narrow neck and head, for a CPU.
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),
+    backbone=dict(
+        depth=18,
+        frozen_stages=-1,
+        norm_eval=False,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='work_dirs/resnet18_1xb64-10e_digits/epoch_10.pth',
+            prefix='backbone.',
+        ),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
+    bbox_head=dict(num_classes=10, in_channels=64, feat_channels=64, stacked_convs=2),
+)
+
+optim_wrapper = dict(optimizer=dict(lr=0.015), clip_grad=dict(max_norm=10, norm_type=2))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='MultiStepLR', begin=0, end=8, by_epoch=True, milestones=[6], gamma=0.1),
+]
+train_cfg = dict(max_epochs=8, val_interval=4)
+
+default_hooks = dict(
+    logger=dict(interval=10),
+    checkpoint=dict(max_keep_ckpts=1),
+)
+randomness = dict(seed=0)

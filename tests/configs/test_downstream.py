@@ -1,0 +1,87 @@
+"""Every downstream config: siblings, and one iteration by the Runner on the digits."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from downstream import SIZE, narrow, on_digits
+from mmorepa import OREPAConv2d
+from mmorepa.checkpoints.conversion import build_model, convert
+from mmorepa.datasets.digits import write_cityscapes, write_coco
+from support import ROOT, make_trained_like
+
+COCO = sorted((ROOT / 'configs' / 'coco').glob('*.py'))
+CITYSCAPES = sorted((ROOT / 'configs' / 'cityscapes').glob('*.py'))
+DIGITS = sorted(
+    path
+    for pattern in ('retinanet', 'pspnet')
+    for path in (ROOT / 'configs' / 'digits').glob(f'{pattern}*.py')
+)
+OREPA = [path for path in COCO + CITYSCAPES if 'orepa' in path.name]
+
+
+def stem(path):
+    return path.stem
+
+
+@functools.cache
+def read(path):
+    return Config.fromfile(path)
+
+
+def load(path):
+    return copy.deepcopy(read(path))
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('digits')
+    write_coco(folder, canvases=(2, 1), size=SIZE)
+    write_cityscapes(folder, canvases=(2, 1), size=SIZE)
+    return folder
+
+
+@pytest.mark.parametrize('path', OREPA, ids=stem)
+def test_siblings_differ_in_the_backbone_alone(path):
+    ours = load(path).to_dict()
+    plain = load(path.with_name(path.name.replace('orepa-', ''))).to_dict()
+    backbones = [config['model'].pop('backbone') for config in (ours, plain)]
+    assert ours == plain
+    assert [backbone.pop('type') for backbone in backbones] == ['OREPAResNet', 'ResNet']
+    checkpoints = [backbone['init_cfg'].pop('checkpoint') for backbone in backbones]
+    depth = backbones[0]['depth']
+    assert checkpoints == [
+        f'work_dirs/{prefix}resnet{depth}_4xb64-120e_in1k/epoch_120.pth'
+        for prefix in ('orepa-', '')
+    ]
+    assert backbones[0] == backbones[1]
+    assert (ROOT / 'configs' / 'imagenet' / f'orepa-resnet{depth}_4xb64-120e_in1k.py').exists()
+
+
+@pytest.mark.parametrize('path', COCO + CITYSCAPES + DIGITS, ids=stem)
+def test_trains_evaluates_and_converts(path, digits, tmp_path):
+    torch.manual_seed(0)
+    cfg = load(path)
+    cfg.merge_from_dict({**narrow(cfg), **on_digits(cfg, digits), 'work_dir': str(tmp_path)})
+    pretrained = make_trained_like(build_model(cfg)).backbone.state_dict()
+    checkpoint = tmp_path / 'pretrained.pth'
+    torch.save({f'backbone.{key}': value for key, value in pretrained.items()}, checkpoint)
+    cfg.model.backbone.init_cfg.checkpoint = str(checkpoint)
+
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 1
+    assert any('/' in key or 'mIoU' in key for key in runner.message_hub.log_scalars)
+    blocks = sum(isinstance(module, OREPAConv2d) for module in runner.model.modules())
+    assert (blocks > 0) == ('orepa' in path.name)
+    # Training began from the checkpoint: one warm-up step moves nothing far.
+    for name, value in runner.model.backbone.named_parameters():
+        assert (value - pretrained[name]).abs().max() < 0.1, name
+
+    done = convert(cfg, tmp_path / 'iter_1.pth', tmp_path / 'deploy.pth', probe_size=SIZE)
+    assert done.blocks == blocks
+    assert done.norms > 0
