@@ -151,11 +151,10 @@ def report(work_dir: Path, forms: dict[str, tuple], seconds: float) -> None:
     times = interleaved_seconds(models, images_timed)
     times = [f'{median:.3f} ({low:.3f} to {high:.3f})' for low, median, high in times]
     table.add_row(f'seconds for {len(images_timed)} images', *times)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f'raw outputs for {len(images)} validation images: {agreement}')
-    console.print(f'training took {seconds / 60:.1f} minutes, start-up included')
-    console.print(f'results are in {work_dir}')
+    Console().print(table)
+    print(f'raw outputs for {len(images)} validation images: {agreement}')
+    print(f'training took {seconds / 60:.1f} minutes, start-up included')
+    print(f'results are in {work_dir}')
     if not agreement.within():
         sys.exit('error: the deploy form does not agree with the training form')
 
