@@ -1,6 +1,7 @@
 """Where importing registers the backbones, and what the prefix ``mmorepa.`` stands for."""
 
 import sys
+from collections import OrderedDict
 from importlib import import_module
 
 import pytest
@@ -63,6 +64,12 @@ def test_prefix_inside_a_detector():
         head = dict(type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8)
         model = MODELS.build(dict(type='RetinaNet', backbone=backbone, neck=neck, bbox_head=head))
     assert type(model.backbone).__module__ == 'mmorepa.backbones.det_resnet'
+
+
+@pytest.fixture(autouse=True)
+def _no_default_scope(monkeypatch):
+    """None as at the start of a process, whatever other tests have set."""
+    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmengine', None])

@@ -6,10 +6,11 @@ In a re-parameterised backbone the rest would be branches at random values: an e
 
 from __future__ import annotations
 
+from mmengine import fileio
 from mmengine.logging import print_log
-from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
-from torch import Tensor, nn
+from torch import nn
 
+from ..checkpoints.files import load_checkpoint
 from ..errors import UserError
 from ..state_dict import misfit
 
@@ -27,30 +28,27 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
         UserError: If there is no such file, no key has the prefix, or keys or shapes differ; names
             the first missing and the first unexpected key.
     """
-    try:
-        state_dict = _read(checkpoint, prefix)
-    except FileNotFoundError:
+    if not fileio.exists(checkpoint):
         raise UserError(
             f'no pretraining checkpoint at {checkpoint}: pretrain first, or name another with '
             '--cfg-options model.backbone.init_cfg.checkpoint=FILE'
-        ) from None
-    except AssertionError:
+        )
+    prefix = f'{prefix.rstrip(".")}.' if prefix else ''
+    state_dict = {
+        key.removeprefix(prefix): value
+        for key, value in load_checkpoint(checkpoint)['state_dict'].items()
+        if key.startswith(prefix)
+    }
+    if not state_dict:
         raise UserError(
             f'{checkpoint} has no key that begins with {prefix}: wanted a checkpoint with that '
             'backbone, or another prefix in init_cfg'
-        ) from None
+        )
     difference = misfit(backbone.state_dict(), state_dict)
     if difference:
         raise UserError(
             f'{checkpoint} does not fit {type(backbone).__name__}: {difference}; wanted the '
-            'training form of the same network'
+            'same network in the form that the config builds'
         )
     backbone.load_state_dict(state_dict)
     print_log(f'loaded all {len(state_dict)} tensors of {checkpoint}', logger='current')
-
-
-def _read(checkpoint: str, prefix: str | None) -> dict[str, Tensor]:
-    if prefix:
-        return _load_checkpoint_with_prefix(prefix, checkpoint, map_location='cpu')
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    return loaded.get('state_dict', loaded)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from functools import partial
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..convs import OREPAConv2d, switch_to_deploy
+from ..convs.orepa import keeping_kernels
 from ..convs.substitute import substitute_convs
+from ..errors import UserError
 from .pretrained import load_pretrained
 
 #: The convolutions of a ResNet that are re-parameterised: stem, residual blocks and shortcuts,
@@ -40,7 +42,7 @@ class ReparamResNetMixin:
         kwargs: The library's own.
 
     Raises:
-        ValueError: If ``reparam`` is not known, or the network has no plain convolution to
+        UserError: If ``reparam`` is not known, or the network has no plain convolution to
             replace because ``conv_cfg`` made them something else.
     """
 
@@ -57,13 +59,13 @@ class ReparamResNetMixin:
         options = dict(type=reparam) if isinstance(reparam, str) else dict(reparam)
         block_type = options.pop('type', None)
         if block_type not in BLOCKS:
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__}: reparam={reparam!r} is not known; '
                 f'choose {", ".join(map(repr, BLOCKS))} or None'
             )
         build = partial(BLOCKS[block_type], **options)
         if not substitute_convs(self, build, self._is_reparameterized):
-            raise ValueError(
+            raise UserError(
                 f'{type(self).__name__}: reparam={reparam!r} found no plain convolution to '
                 f'replace; leave conv_cfg at None instead of {self.conv_cfg}'
             )
@@ -80,19 +82,27 @@ class ReparamResNetMixin:
         Raises:
             UserError: See :func:`mmorepa.backbones.pretrained.load_pretrained`.
         """
-        init_cfg = self.init_cfg
-        if self.reparam and isinstance(init_cfg, dict) and init_cfg['type'] == 'Pretrained':
-            load_pretrained(self, init_cfg['checkpoint'], init_cfg.get('prefix'))
-        super().init_weights()
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        pretrained = [cfg for cfg in configs if cfg and cfg['type'] == 'Pretrained']
+        if self.reparam is None or not pretrained:
+            super().init_weights()
+            return
+        load_pretrained(self, pretrained[-1]['checkpoint'], pretrained[-1].get('prefix'))
 
     @property
     def deploy(self) -> bool:
         """Whether this backbone is in deploy form, however it came to be."""
-        return not any(isinstance(m, (OREPAConv2d, _BatchNorm)) for m in self.modules())
+        convs = [m for m in self.modules() if isinstance(m, (nn.Conv2d, OREPAConv2d))]
+        # The libraries build their convolutions without a bias; folding a BatchNorm adds one.
+        return all(type(conv) is not OREPAConv2d and conv.bias is not None for conv in convs)
 
     def train(self, mode: bool = True) -> nn.Module:
         """As ``nn.Module`` has it; the libraries' own forget to return the module."""
-        super().train(mode)
+        # MMEngine's iteration-based loop calls train() in every step. Its EMA swap, which nothing
+        # else could see, comes with a change between training and evaluation.
+        steady = mode and self.training
+        with keeping_kernels(self) if steady else contextlib.nullcontext():
+            super().train(mode)
         if mode and self.deploy:
             warnings.warn(
                 f'{type(self).__name__} is in deploy form, without BatchNorms, and will not train '

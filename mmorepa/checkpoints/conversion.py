@@ -86,7 +86,10 @@ def convert(
     out_config = out.with_suffix('.py')
     if out_config == out:
         raise UserError(f'{out} is no name for a checkpoint: wanted an ending such as .pth')
+    inputs = [Path(path).resolve() for path in (checkpoint, cfg.filename) if path]
     for path in (out, out_config):
+        if path.resolve() in inputs:
+            raise UserError(f'{path} is what is to be converted: choose another name for OUT')
         if path.exists() and not force:
             raise UserError(f'{path} exists already: choose another name or pass --force')
 
@@ -142,7 +145,22 @@ def deployed_config(cfg: Config, keep_bn: bool) -> Config:
     if cfg.model.type != 'DeployForm':
         cfg.model.update(architecture=cfg.model.type, type='DeployForm')
     cfg.model.keep_bn = keep_bn
+    # Training from here starts from the converted checkpoint, not from what came before it.
+    _forget_pretrained(cfg.model)
     return cfg
+
+
+def _forget_pretrained(node) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            is_pretrained = isinstance(value, dict) and value.get('type') == 'Pretrained'
+            if key == 'pretrained' or (key == 'init_cfg' and is_pretrained):
+                node[key] = None
+            else:
+                _forget_pretrained(value)
+    elif isinstance(node, list):
+        for item in node:
+            _forget_pretrained(item)
 
 
 def count(model: nn.Module, kind: type[nn.Module]) -> int:

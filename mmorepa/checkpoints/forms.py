@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..convs import OREPAConv2d, squeeze, switch_to_deploy
+from ..convs.deploy import foldable_norms
 from ..errors import UserError
 from ..state_dict import misfit
 
@@ -22,13 +22,12 @@ def form_of(model: nn.Module) -> str:
         model (nn.Module): Any model.
 
     Returns:
-        str: ``'training'`` if it has OREPA blocks, else ``'squeezed'`` if it has BatchNorms, as a
-        plain network has, else ``'deploy'``.
+        str: ``'training'`` if it has OREPA blocks, else ``'squeezed'`` if it has BatchNorms to be
+        folded, as a plain network has, else ``'deploy'``.
     """
-    modules = list(model.modules())
-    if any(isinstance(module, OREPAConv2d) for module in modules):
+    if any(isinstance(module, OREPAConv2d) for module in model.modules()):
         return 'training'
-    return 'squeezed' if any(isinstance(module, _BatchNorm) for module in modules) else 'deploy'
+    return 'squeezed' if any(foldable_norms(model)) else 'deploy'
 
 
 def load_any_form(

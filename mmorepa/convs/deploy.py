@@ -60,15 +60,10 @@ def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
     """
     if not inplace:
         model = copy.deepcopy(model)
-    for parent, name, conv in list(_foldable(model)):
+    for parent, name, conv in list(foldable_norms(model)):
         _fold(conv, parent._modules[name])
         parent._modules[name] = nn.Identity()
     return squeeze(model)
-
-
-def count_blocks(model: nn.Module) -> int:
-    """The number of OREPA blocks in ``model``."""
-    return sum(isinstance(module, OREPAConv2d) for module in model.modules())
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,7 @@ def _is_fusible(conv: nn.Module) -> bool:
     return is_plain or isinstance(conv, OREPAConv2d)
 
 
-def _foldable(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def foldable_norms(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """Each BatchNorm to fold: (its parent, its name there, the convolution before it)."""
     parents = Counter(id(child) for module in model.modules() for child in module.children())
     for parent in model.modules():

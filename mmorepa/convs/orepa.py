@@ -8,8 +8,9 @@ deep linear stem (k >= 7).
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import UserError
 from . import kernels
 from .branches import BRANCHES, KXK, POINTWISE, Branch
 from .kept import KeptKernel
@@ -135,9 +137,9 @@ class OREPAConv2d(nn.Module):
     It takes the arguments of ``nn.Conv2d`` and has the attributes that code reads on one;
     ``weight`` is the generated kernel, read-only. Put one BatchNorm behind it.
 
-    In eval mode, and where all its parameters are frozen, the kernel is kept until a parameter
-    changes, so that it costs what an ``nn.Conv2d`` costs. Kernels are generated in float32 at
-    least, under autocast and for half-precision parameters too.
+    In eval mode where no gradient is wanted, and where all its parameters are frozen, the kernel
+    is kept until a parameter changes, so that it costs what an ``nn.Conv2d`` costs. Kernels are
+    generated in float32 at least, under autocast and for half-precision parameters too.
 
     Args:
         in_channels (int): I.
@@ -161,7 +163,7 @@ class OREPAConv2d(nn.Module):
             many times the cost. Defaults to True.
 
     Raises:
-        ValueError: If the kernel is even or not square, if channels and groups do not divide, for
+        UserError: If the kernel is even or not square, if channels and groups do not divide, for
             another padding mode, and for branches that do not exist or leave nothing.
 
     Example:
@@ -196,12 +198,12 @@ class OREPAConv2d(nn.Module):
         super().__init__()
         size = square_odd(kernel_size)
         if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(
+            raise UserError(
                 f'OREPAConv2d: in_channels={in_channels} and out_channels={out_channels} '
                 f'must both be multiples of groups={groups}'
             )
         if padding_mode != 'zeros':
-            raise ValueError(
+            raise UserError(
                 f"OREPAConv2d: padding_mode={padding_mode!r} is not supported, only 'zeros'; "
                 'pad before the convolution instead'
             )
@@ -246,7 +248,7 @@ class OREPAConv2d(nn.Module):
     def _padding(self, padding: int | tuple[int, int] | str) -> tuple[int, int]:
         if padding == 'same':
             if self.stride != (1, 1):
-                raise ValueError(f"OREPAConv2d: padding='same' wants stride 1, not {self.stride}")
+                raise UserError(f"OREPAConv2d: padding='same' wants stride 1, not {self.stride}")
             return tuple(d * (self.kernel_size[0] // 2) for d in self.dilation)
         return pair(0 if padding == 'valid' else padding)
 
@@ -355,6 +357,23 @@ class OREPAConv2d(nn.Module):
         return text if self.online else text + ', online=False'
 
 
+@contextlib.contextmanager
+def keeping_kernels(model: nn.Module) -> Iterator[None]:
+    """Let ``model.train()`` and ``model.eval()`` drop no kernel that a block has kept.
+
+    For who knows that nothing was written through ``.data`` since.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, OREPAConv2d)]
+    kept = [block._kept for block in blocks]
+    for block in blocks:
+        block._kept = KeptKernel()
+    try:
+        yield
+    finally:
+        for block, kernel in zip(blocks, kept):
+            block._kept = kernel
+
+
 def choose_branches(shape: Mapping[str, float], branches: Branches) -> dict[str, float | None]:
     """The branches to build for one shape, in its own order, with their initial scales.
 
@@ -366,7 +385,7 @@ def choose_branches(shape: Mapping[str, float], branches: Branches) -> dict[str,
         dict[str, float | None]: Initial scale by name; None for no scaling layer.
 
     Raises:
-        ValueError: If a name does not exist, or none belongs to this shape.
+        UserError: If a name does not exist, or none belongs to this shape.
     """
     if branches is None:
         return dict(shape)
@@ -374,13 +393,13 @@ def choose_branches(shape: Mapping[str, float], branches: Branches) -> dict[str,
         branches = (branches,)
     unknown = [name for name in branches if name not in BRANCHES]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f'OREPAConv2d: no branch is named {unknown[0]!r}; the names are {", ".join(BRANCHES)}'
         )
     scales = branches if isinstance(branches, Mapping) else shape
     chosen = {name: scales[name] for name in shape if name in branches}
     if not chosen:
-        raise ValueError(
+        raise UserError(
             f'OREPAConv2d: none of the branches {", ".join(branches) or "()"} belongs to this '
             f'kernel size; it has {", ".join(shape)}'
         )
@@ -415,11 +434,11 @@ def square_odd(kernel_size: int | Sequence[int]) -> int:
     """The one side of an odd, square kernel.
 
     Raises:
-        ValueError: If the kernel is something else.
+        UserError: If the kernel is something else.
     """
     height, width = pair(kernel_size)
     if height != width or height % 2 == 0 or height < 1:
-        raise ValueError(
+        raise UserError(
             f'OREPAConv2d: kernel_size={kernel_size} is not odd and square; '
             'use nn.Conv2d for this layer'
         )

@@ -61,8 +61,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             - ``patterns`` (dict[str, dict]): Those of the parameters whose whole name matches,
               ``*`` standing for anything: ``'*.conv1.kernel.*.scale'``. Of several patterns that
               match, and of ``stem`` and the like, all count.
-            - ``norm_bias_lr_mult`` (float): Multiplies the rate of norm layers' biases, which
-              ``bias_lr_mult`` spares.
+            - ``norm_bias_lr_mult`` (float): Times the base rate is the rate of norm layers'
+              biases, which ``bias_lr_mult`` spares.
 
     The released recipe is ``dict(bias_lr_mult=2, norm_bias_lr_mult=2, bias_decay_mult=0,
     norm_decay_mult=0)``: every bias at twice the rate. The scales are no norm and no bias, and do

@@ -41,7 +41,18 @@ def load_config(
         raise UserError(f'no config at {path}: check the path')
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise UserError(f'{path} is no config: wanted a .py, .json or .yaml file')
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except ImportError as error:
+        # MMEngine wraps what a custom import says, twice.
+        while error.__cause__ or error.__context__:
+            error = error.__cause__ or error.__context__
+        raise UserError(f'{path} imports what cannot be imported: {error}') from None
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f'{path} is no config that can be read: {reason}') from None
+    if 'model' not in cfg:
+        raise UserError(f'{path} has no model: wanted a config with a model')
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
     cfg.launcher = launcher
@@ -112,7 +123,8 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
     runner = build_runner(cfg)
     form = load_any_form(unwrap(runner.model), state_dict, str(checkpoint))
     print_log(f'{checkpoint} is in {form} form', logger='current')
-    return runner.test()
+    # mmseg's metrics are numpy's numbers.
+    return {name: float(value) for name, value in runner.test().items()}
 
 
 def build_runner(cfg: Config) -> Runner:

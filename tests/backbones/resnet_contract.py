@@ -268,12 +268,27 @@ class ResNetContract:
 
         monkeypatch.setattr(OREPAConv2d, 'squeeze', counted)
         optimizer = sgd(model)
-        model.train()
         for _ in range(3):
+            model.train()  # as MMEngine's iteration-based loop does in every step
             train_step(model, optimizer)
         assert calls['conv1'] == calls['layer1.1.conv2'] == 1
         assert calls['layer2.0.conv1'] == calls['layer4.1.conv2'] == 3
         assert shapes(model) == shapes(self.build(depth=18))
+
+    def test_frozen_kernels_see_a_write_through_data_by_way_of_evaluation(self):
+        """MMEngine's EMA swap: in evaluation one set of weights, in training the other."""
+        model = make_trained_like(self.build(depth=18, frozen_stages=1)).train()
+        own = model.conv1.weight.clone()
+        for parameter in model.conv1.parameters():
+            parameter.data.mul_(2)
+        model.eval()
+        with torch.no_grad():
+            swapped = model.conv1.weight.clone()
+        assert not torch.equal(swapped, own)
+        for parameter in model.conv1.parameters():
+            parameter.data.div_(2)
+        model.train()
+        assert torch.equal(model.conv1.weight, own)
 
     def test_unfrozen_blocks_train_again(self):
         model = make_trained_like(self.build(depth=18, frozen_stages=1)).train()

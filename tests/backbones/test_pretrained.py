@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_an_error(change, prefix, kwargs, message, pretrain
 
 def test_the_squeezed_form_is_refused(pretrained, tmp_path):
     path = save(tmp_path / 'a.pth', squeeze(pretrained).state_dict())
-    with pytest.raises(UserError, match='wanted the training form'):
+    with pytest.raises(UserError, match='wanted the same network in the form'):
         build('mmdet', path).init_weights()
 
 
@@ -79,6 +79,26 @@ def test_the_squeezed_form_goes_into_the_plain_network(pretrained, tmp_path):
     backbone = build('mmdet', path, reparam=None)
     backbone.init_weights()
     assert torch.equal(backbone.conv1.weight, pretrained.conv1.weight)
+
+
+def test_a_list_of_initialisers_is_read_too(pretrained, tmp_path):
+    path = save(tmp_path / 'a.pth', without_scale(pretrained.state_dict()))
+    backbone = build('mmdet')
+    backbone.init_cfg = [dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')]
+    with pytest.raises(UserError, match='keys missing'):
+        backbone.init_weights()
+
+
+def test_a_file_with_code_is_refused(pretrained, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (tmp_path / 'ran').mkdir, ()
+
+    path = tmp_path / 'a.pth'
+    torch.save(dict(state_dict=pretrained.state_dict(), other=Code()), path)
+    with pytest.raises(UserError, match='is not loaded'):
+        build('mmdet', path, prefix=None).init_weights()
+    assert not (tmp_path / 'ran').exists()
 
 
 def test_a_missing_file_gets_one_line(tmp_path):

@@ -136,6 +136,16 @@ def test_squeezed_can_be_folded_later(narrow_config, training_checkpoint, tmp_pa
     assert (done.source_form, done.form, done.norms) == ('squeezed', 'deploy', 20)
 
 
+def test_the_written_config_starts_from_nothing_else(narrow_config, training_checkpoint, tmp_path):
+    cfg = narrow_config()
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='before.pth')
+    done = convert(cfg, training_checkpoint, tmp_path / 'a.pth', keep_bn=True, probe_size=SIZE)
+    written = Config.fromfile(done.config)
+    assert written.model.backbone.init_cfg is None
+    assert cfg.model.backbone.init_cfg.checkpoint == 'before.pth'
+    build_model(written).init_weights()
+
+
 class TestWhatIsRefused:
     def refused(self, message, *args, **kwargs):
         with pytest.raises(UserError, match=message) as info:
@@ -156,6 +166,17 @@ class TestWhatIsRefused:
     def test_name_of_a_config(self, narrow_config, training_checkpoint, tmp_path):
         out = tmp_path / 'model.py'
         self.refused('is no name for a checkpoint', narrow_config(), training_checkpoint, out)
+
+    @pytest.mark.parametrize('name', ['epoch_3.pth', 'train.pth'])
+    def test_its_own_inputs(self, name, narrow_config, training_checkpoint, tmp_path):
+        narrow_config().dump(tmp_path / 'train.py')
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        cfg = Config.fromfile(tmp_path / 'train.py')
+        self.refused('is what is to be converted', cfg, training_checkpoint, tmp_path / name)
+        self.refused(
+            'is what is to be converted', cfg, training_checkpoint, tmp_path / name, force=True
+        )
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def test_folded_norms_cannot_be_kept(self, narrow_config, training_checkpoint, tmp_path):
         convert(narrow_config(), training_checkpoint, tmp_path / 'a.pth', probe_size=SIZE)

@@ -64,6 +64,42 @@ def test_demo(workplace, trained):
     assert written['meta']['epoch'] == 2
 
 
+@pytest.mark.parametrize(
+    'experiment, options',
+    [
+        (
+            'detect',
+            [
+                'model.neck.in_channels=[8,16,32,64]',
+                'train_cfg.max_epochs=1',
+                'train_cfg.val_interval=1',
+            ],
+        ),
+        (
+            'segment',
+            [
+                'model.decode_head.in_channels=64',
+                'model.auxiliary_head.in_channels=32',
+                'train_cfg.max_iters=20',
+                'train_cfg.val_interval=20',
+                'default_hooks.checkpoint.interval=20',
+            ],
+        ),
+    ],
+)
+def test_demo_of_finetuning(workplace, experiment, options):
+    narrow = ['model.backbone.base_channels=8', 'model.backbone.stem_channels=8']
+    text = run(workplace, *tool('demo.py'), experiment, '--cfg-options', *narrow, *options)
+    assert 'loaded all 366 tensors of' in text
+    metrics = [
+        json.loads((workplace / f'work_dirs/demo/{experiment}/{form}.json').read_text())
+        for form in ('training', 'deploy')
+    ]
+    assert metrics[0] == pytest.approx(metrics[1], abs=5e-4)
+    relative = re.search(r'raw outputs for 50 validation images: .*relative (\S+),', text)
+    assert float(relative[1]) < 1e-4
+
+
 def test_keep_bn_with_metrics_before_and_after(workplace, trained):
     text = run(workplace, *tool('convert.py'), *trained, 'squeezed.pth', '--keep-bn', '--verify')
     assert '17 blocks squeezed, 0 BatchNorms folded' in text
