@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -41,3 +42,18 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='change fields of the config: key=value, nested.key=value, key="[a,b]"',
     )
+
+
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher``, and the ``--local_rank`` that ``torch.distributed.launch`` passes on."""
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--local_rank', '--local-rank', action=_SetLocalRank, type=int, help=argparse.SUPPRESS
+    )
+
+
+class _SetLocalRank(argparse.Action):
+    """MMEngine reads the rank from the environment."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        os.environ.setdefault('LOCAL_RANK', str(value))

@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from mmorepa import cli
@@ -18,17 +17,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='the checkpoint file')
     parser.add_argument('--work-dir', help='where logs go')
     parser.add_argument('--out', metavar='FILE', help='write the metrics there, as JSON')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    # Given by torch.distributed.launch.
-    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+    cli.add_launcher_options(parser)
     cli.add_config_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if args.local_rank is not None:
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     from mmorepa.checkpoints.files import written_whole
     from mmorepa.engine.run import load_config, test
 

@@ -2,7 +2,6 @@
 """Train a model: python tools/train.py CONFIG."""
 
 import argparse
-import os
 
 from mmorepa import cli
 
@@ -24,17 +23,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the rate with the real batch size'
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    # Given by torch.distributed.launch.
-    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+    cli.add_launcher_options(parser)
     cli.add_config_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if args.local_rank is not None:
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     from mmorepa.engine.run import load_config, train
 
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)

@@ -92,7 +92,7 @@ class ReparamResNetMixin:
     @property
     def deploy(self) -> bool:
         """Whether this backbone is in deploy form, however it came to be."""
-        convs = [m for m in self.modules() if isinstance(m, (nn.Conv2d, OREPAConv2d))]
+        convs = (m for m in self.modules() if isinstance(m, (nn.Conv2d, OREPAConv2d)))
         # The libraries build their convolutions without a bias; folding a BatchNorm adds one.
         return all(type(conv) is not OREPAConv2d and conv.bias is not None for conv in convs)
 
