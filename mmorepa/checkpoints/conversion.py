@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..convs import Agreement, OREPAConv2d, squeeze, switch_to_deploy
+from ..convs import Agreement, ReparamConv2d, squeeze, switch_to_deploy
 from ..convs.deploy import TOLERANCE
 from ..errors import UserError
 from ..version import __version__
@@ -28,8 +28,8 @@ class Conversion:
     Attributes:
         source_form (str): The form of the checkpoint that was read.
         form (str): The form of the one that was written, ``'squeezed'`` or ``'deploy'``.
-        blocks (int): OREPA blocks squeezed.
-        norms (int): BatchNorms folded.
+        blocks (int): Blocks squeezed.
+        norms (int): BatchNorms folded, those inside of blocks included.
         parameters (tuple[int, int]): Parameters of the model, before and after.
         bytes (tuple[int, int]): Size of the state dict in memory, before and after.
         ema (bool): Whether the weights are the exponential moving average that MMEngine's EMAHook
@@ -119,7 +119,7 @@ def convert(
     return Conversion(
         source_form=source_form,
         form=form,
-        blocks=count(before, OREPAConv2d) - count(after, OREPAConv2d),
+        blocks=count(before, ReparamConv2d) - count(after, ReparamConv2d),
         norms=count(before, _BatchNorm) - count(after, _BatchNorm),
         parameters=(count_parameters(before), count_parameters(after)),
         bytes=(count_bytes(before), count_bytes(after)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..convs import OREPAConv2d, squeeze, switch_to_deploy
+from ..convs import ReparamConv2d, squeeze, switch_to_deploy
 from ..convs.deploy import foldable_norms
 from ..errors import UserError
 from ..state_dict import misfit
@@ -22,10 +22,10 @@ def form_of(model: nn.Module) -> str:
         model (nn.Module): Any model.
 
     Returns:
-        str: ``'training'`` if it has OREPA blocks, else ``'squeezed'`` if it has BatchNorms to be
+        str: ``'training'`` if it has blocks, else ``'squeezed'`` if it has BatchNorms to be
         folded, as a plain network has, else ``'deploy'``.
     """
-    if any(isinstance(module, OREPAConv2d) for module in model.modules()):
+    if any(isinstance(module, ReparamConv2d) for module in model.modules()):
         return 'training'
     return 'squeezed' if any(foldable_norms(model)) else 'deploy'
 

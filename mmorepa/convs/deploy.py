@@ -1,14 +1,14 @@
 """From the training form to the deploy form, and the proof that both are the same function.
 
-A model has three forms. In the *training* form convolutions are OREPA blocks. ``squeeze`` turns
-each into the plain convolution it amounts to, BatchNorm kept: the *squeezed* form, whose state dict
-is that of the plain network. ``switch_to_deploy`` folds the BatchNorms as well: the *deploy* form.
+A model has three forms. In the *training* form convolutions are OREPA or other blocks. ``squeeze``
+turns each into the plain convolution it amounts to, BatchNorm kept: the *squeezed* form, whose
+state dict is that of the plain network. ``switch_to_deploy`` folds the BatchNorms as well: the
+*deploy* form.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,16 +17,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .kernels import fold_batch_norm
-from .orepa import OREPAConv2d
+from .normed import AbsorbedNorm
+from .pairs import Pair, conv_norm_pairs
+from .reparam import ReparamConv2d
 
 #: Largest relative difference in float32 that passes for equal.
 TOLERANCE = 1e-4
 
 
 def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
-    """Turn every OREPA block in ``model`` into a plain convolution; BatchNorms stay.
+    """Turn every block in ``model`` into a plain convolution; BatchNorms stay.
 
-    Doing it twice changes nothing.
+    A block that has taken in the BatchNorm behind it gives one back, such that the function in eval
+    mode is the same; see :meth:`mmorepa.convs.normed.NormedConv2d.split`. Doing it twice changes
+    nothing.
 
     Args:
         model (nn.Module): Any module, a block itself included.
@@ -37,8 +41,11 @@ def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
     """
     if not inplace:
         model = copy.deepcopy(model)
+    for pair in list(conv_norm_pairs(model)):
+        if isinstance(pair.norm, AbsorbedNorm):
+            pair.parent._modules[pair.norm_name] = pair.conv.split(pair.norm)
     for module in list(model.modules()):
-        if isinstance(module, OREPAConv2d):
+        if isinstance(module, ReparamConv2d):
             module.switch_to_deploy()
     return model
 
@@ -46,10 +53,10 @@ def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
 def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
     """Squeeze ``model`` and fold every BatchNorm that directly follows a convolution into it.
 
-    "Follows" is read off the order in which a module holds its children, which is how OpenMMLab,
-    torchvision and timm write theirs; ``verify`` tells when a model does not keep to it. Modules
-    shared between several places keep their BatchNorm. Folding is done in float64 and stored in
-    the model's dtype. Doing it twice changes nothing.
+    "Follows" is read off the order in which a module holds its children, see
+    :func:`mmorepa.convs.pairs.conv_norm_pairs`; ``verify`` tells when a model does not keep to it.
+    Modules shared between several places keep their BatchNorm. Folding is done in float64 and
+    stored in the model's dtype. Doing it twice changes nothing.
 
     Args:
         model (nn.Module): Any module.
@@ -60,9 +67,10 @@ def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
     """
     if not inplace:
         model = copy.deepcopy(model)
-    for parent, name, conv in list(foldable_norms(model)):
-        _fold(conv, parent._modules[name])
-        parent._modules[name] = nn.Identity()
+    for pair in list(foldable_norms(model)):
+        if not isinstance(pair.norm, AbsorbedNorm):
+            _fold(pair.conv, pair.norm)
+        pair.parent._modules[pair.norm_name] = nn.Identity()
     return squeeze(model)
 
 
@@ -147,34 +155,16 @@ def _tensors(output) -> list[Tensor]:
     return [tensor for item in output for tensor in _tensors(item)]
 
 
-def _is_fusible(conv: nn.Module) -> bool:
-    # A plain convolution whose weight is not computed, by weight or spectral norm, or a block.
-    is_plain = type(conv) is nn.Conv2d and 'weight' in conv._parameters
-    return is_plain or isinstance(conv, OREPAConv2d)
-
-
-def foldable_norms(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Each BatchNorm to fold: (its parent, its name there, the convolution before it)."""
-    parents = Counter(id(child) for module in model.modules() for child in module.children())
-    for parent in model.modules():
-        # mmcv's ConvModule holds conv, norm and activation in this order whatever it runs.
-        if 'conv norm' not in ' '.join(getattr(parent, 'order', ('conv', 'norm'))):
-            continue
-        children = list(parent._modules.items())
-        for (_, conv), (name, norm) in zip(children, children[1:]):
-            if (
-                _is_fusible(conv)
-                and isinstance(norm, _BatchNorm)
-                and norm.track_running_stats
-                and norm.num_features == conv.out_channels
-                and parents[id(conv)] == parents[id(norm)] == 1
-            ):
-                yield parent, name, conv
+def foldable_norms(model: nn.Module) -> Iterator[Pair]:
+    """Each convolution with a BatchNorm that can be folded into it, or that it has taken in."""
+    for pair in conv_norm_pairs(model):
+        if isinstance(pair.norm, AbsorbedNorm) or pair.norm.track_running_stats:
+            yield pair
 
 
 @torch.no_grad()
-def _fold(conv: nn.Conv2d | OREPAConv2d, norm: _BatchNorm) -> None:
-    if isinstance(conv, OREPAConv2d):
+def _fold(conv: nn.Conv2d | ReparamConv2d, norm: _BatchNorm) -> None:
+    if isinstance(conv, ReparamConv2d):
         conv.switch_to_deploy(norm)
         return
     kernel, bias = fold_batch_norm(conv.weight, conv.bias, norm)

@@ -28,17 +28,18 @@ def scale(kernel: Tensor, factors: Tensor) -> Tensor:
     return kernel * factors.reshape(-1, *[1] * (kernel.dim() - 1))
 
 
-def centre(pointwise: Tensor, kernel_size: int) -> Tensor:
-    """Put a 1x1 kernel into the middle of a k x k one, zeros around it.
+def centre(kernel: Tensor, kernel_size: int) -> Tensor:
+    """Put a smaller kernel, a 1x1 one above all, into the middle of a k x k one, zeros around it.
 
     Args:
-        pointwise (Tensor): (O, I/g, 1, 1).
+        kernel (Tensor): (O, I/g, height, width), both odd and at most k.
         kernel_size (int): k, odd.
 
     Returns:
         Tensor: (O, I/g, k, k).
     """
-    return F.pad(pointwise, [kernel_size // 2] * 4)
+    height, width = ((kernel_size - side) // 2 for side in kernel.shape[2:])
+    return F.pad(kernel, [width, width, height, height])
 
 
 def frequency_prior(out_channels: int, kernel_size: int) -> Tensor:
@@ -101,6 +102,25 @@ def compose_pointwise(pointwise: Tensor, kernel: Tensor, groups: int) -> Tensor:
     return composed.reshape(out_channels, -1, *size)
 
 
+def compose_last_pointwise(kernel: Tensor, pointwise: Tensor, groups: int) -> Tensor:
+    """The one kernel of a k x k convolution followed by a 1x1 one, both with the same groups.
+
+    ``W[o, i] = sum over t of pointwise[o, t] * kernel[t, i]`` inside each group, at every position.
+
+    Args:
+        kernel (Tensor): (M, I/g, k, k), applied first.
+        pointwise (Tensor): (O, M/g, 1, 1), applied to its output.
+        groups (int): g.
+
+    Returns:
+        Tensor: (O, I/g, k, k).
+    """
+    out_channels = len(pointwise)
+    first = kernel.reshape(groups, len(kernel) // groups, -1)
+    second = pointwise.reshape(groups, out_channels // groups, -1)
+    return (second @ first).reshape(out_channels, *kernel.shape[1:])
+
+
 def compose_separable(depthwise: Tensor, pointwise: Tensor, multiplier: int, groups: int) -> Tensor:
     """The one kernel of a depthwise convolution with a multiplier E, followed by a 1x1 one.
 
@@ -143,12 +163,40 @@ def compose_chain(kernels: list[Tensor], groups: int = 1) -> Tensor:
     for kernel in kernels[1:]:
         in_width, _, size, _ = current.shape
         out_channels = len(kernel)
-        # An explicit product: cuDNN may run a convolution in TF32, and a kernel has to be exact.
-        patches = F.unfold(current, 3, padding=2).reshape(in_width, groups, -1, (size + 2) ** 2)
         rows = kernel.reshape(groups, out_channels // groups, -1)
-        current = torch.einsum('gok,igkp->igop', rows, patches)
+        # An explicit product: cuDNN may run a convolution in TF32, and a kernel has to be exact.
+        current = torch.einsum('gok,igkp->igop', rows, _patches(current, groups))
         current = current.reshape(in_width, out_channels, size + 2, size + 2)
     return current.transpose(0, 1).contiguous()
+
+
+def solve_chain(kernels: list[Tensor], target: Tensor, groups: int = 1) -> Tensor:
+    """The last kernel of a chain whose composition is as near to ``target`` as can be.
+
+    The composition is linear in its last kernel; this is the least-squares solution, of all
+    solutions the smallest.
+
+    Args:
+        kernels (list[Tensor]): All but the last, as in :func:`compose_chain`.
+        target (Tensor): (O, I/g, k, k) with k = 2 * len(kernels) + 3.
+        groups (int): g.
+
+    Returns:
+        Tensor: (O, O/g, 3, 3).
+    """
+    out_channels = len(target)
+    patches = _patches(compose_chain(kernels, groups).transpose(0, 1), groups)
+    left = patches.permute(1, 0, 3, 2).flatten(1, 2)
+    right = target.reshape(groups, out_channels // groups, -1).transpose(1, 2)
+    # pinv rather than lstsq, which is not there for rank-deficient systems on every device.
+    rows = (torch.linalg.pinv(left) @ right).transpose(1, 2)
+    return rows.reshape(out_channels, -1, 3, 3)
+
+
+def _patches(current: Tensor, groups: int) -> Tensor:
+    """The windows of a transposed kernel (I/g, O, k, k): (I/g, g, 9 O/g, (k + 2)^2)."""
+    in_width, _, size, _ = current.shape
+    return F.unfold(current, 3, padding=2).reshape(in_width, groups, -1, (size + 2) ** 2)
 
 
 def fold_batch_norm(kernel: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:

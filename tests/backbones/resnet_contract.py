@@ -166,7 +166,9 @@ class ResNetContract:
             self.build(depth=18, conv_cfg=dict(type='ConvWS'))
         assert '\n' not in str(info.value)
 
-    @pytest.mark.parametrize('reparam', ['orepa', dict(type='ACNet'), dict(branches=['original'])])
+    @pytest.mark.parametrize(
+        'reparam', ['orepa', dict(type='ACNetV3'), dict(branches=['original'])]
+    )
     def test_unknown_reparam(self, reparam):
         with pytest.raises(ValueError, match="choose 'OREPA'.* or None") as info:
             self.build(depth=18, reparam=reparam)

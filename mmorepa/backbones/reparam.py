@@ -1,0 +1,122 @@
+"""What re-parameterised backbones of all OpenMMLab libraries share."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+
+from torch import nn
+
+from ..convs import ReparamConv2d, switch_to_deploy
+from ..convs.blocks import BLOCKS
+from ..convs.generated import keeping_kernels
+from ..convs.reparameterize import substitute
+from ..errors import UserError
+from .pretrained import load_pretrained
+
+
+class ReparamMixin:
+    """Turns a plain backbone into a re-parameterised one. Goes before it in the bases.
+
+    The other base builds its network; then plain convolutions that :meth:`is_reparameterized`
+    names are replaced by blocks, with the BatchNorms behind them where a block has its own.
+
+    Args:
+        args: The other base's own.
+        reparam (str | dict, optional): A name of :data:`mmorepa.convs.blocks.BLOCKS`, or a dict
+            with it under ``type`` and the block's options beside it, or None for the plain
+            network. In a dict ``where`` is a regular expression that has to be found in the name
+            of a convolution for it to be replaced. Defaults to ``'OREPA'``.
+        deploy (bool): Build the deploy form, one convolution with bias a block, to load a
+            converted checkpoint. Defaults to False.
+        kwargs: The other base's own.
+
+    Raises:
+        UserError: If ``reparam`` is not known, or the network has no plain convolution to
+            replace because ``conv_cfg`` made them something else.
+    """
+
+    def __init__(self, *args, reparam: str | dict | None = 'OREPA', deploy=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.reparam = reparam
+        if reparam is not None:
+            self._reparameterize(reparam)
+        if deploy:
+            self.switch_to_deploy()
+        self._freeze_stages()
+
+    def is_reparameterized(self, name: str) -> bool:
+        """Whether the convolution of this dotted name is one that a block may take."""
+        raise NotImplementedError
+
+    def _reparameterize(self, reparam: str | dict) -> None:
+        options = dict(type=reparam) if isinstance(reparam, str) else dict(reparam)
+        where = options.pop('where', '')
+        if options.get('type') not in BLOCKS:
+            raise UserError(
+                f'{type(self).__name__}: reparam={reparam!r} is not known; '
+                f'choose {", ".join(map(repr, BLOCKS))} or None'
+            )
+
+        def is_chosen(name: str, conv: nn.Conv2d) -> bool:
+            return self.is_reparameterized(name) and re.search(where, name) is not None
+
+        if not substitute(self, options, is_chosen):
+            raise UserError(
+                f'{type(self).__name__}: reparam={reparam!r} found no plain convolution to '
+                f'replace; leave conv_cfg at None instead of {self.conv_cfg}, use BatchNorms, and '
+                "let 'where' name some"
+            )
+
+    def init_weights(self) -> None:
+        """As the other base has it, but a pretrained checkpoint has to fit as a whole.
+
+        Raises:
+            UserError: See :func:`mmorepa.backbones.pretrained.load_pretrained`.
+        """
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        pretrained = [cfg for cfg in configs if cfg and cfg['type'] == 'Pretrained']
+        if self.reparam is None or not pretrained:
+            super().init_weights()
+            return
+        load_pretrained(self, pretrained[-1]['checkpoint'], pretrained[-1].get('prefix'))
+
+    @property
+    def deploy(self) -> bool:
+        """Whether this backbone is in deploy form, however it came to be."""
+        convs = (m for m in self.modules() if isinstance(m, (nn.Conv2d, ReparamConv2d)))
+        # The networks build their convolutions without a bias; folding a BatchNorm adds one.
+        return all(type(c) is nn.Conv2d and c.bias is not None for c in convs)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """As ``nn.Module`` has it; the libraries' own forget to return the module."""
+        # MMEngine's iteration-based loop calls train() in every step. Its EMA swap, which nothing
+        # else could see, comes with a change between training and evaluation.
+        steady = mode and self.training
+        with keeping_kernels(self) if steady else contextlib.nullcontext():
+            super().train(mode)
+        # The libraries freeze a stem by its norm alone, which a block may have taken in.
+        for block in self.modules():
+            if isinstance(block, ReparamConv2d) and block.takes_norm and is_frozen(block):
+                block.eval()
+        if mode and self.deploy:
+            warnings.warn(
+                f'{type(self).__name__} is in deploy form, without BatchNorms, and will not train '
+                'well: fine-tune the training form, or the squeezed form of convert.py --keep-bn',
+                stacklevel=2,
+            )
+        return self
+
+    def switch_to_deploy(self) -> nn.Module:
+        """Turn this backbone into its deploy form, in place; see :func:`mmorepa.switch_to_deploy`.
+
+        Returns:
+            nn.Module: The backbone itself.
+        """
+        return switch_to_deploy(self)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether no parameter of it is trained."""
+    return not any(parameter.requires_grad for parameter in module.parameters())

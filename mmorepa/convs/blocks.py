@@ -1,0 +1,41 @@
+"""Every block there is, by the name that configs and ``mmorepa.reparameterize`` take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import UserError
+from .acnet import ACNetConv2d
+from .dbb import DBBConv2d
+from .expand import ExpandConv2d
+from .mobileone import MobileOneConv2d
+from .orepa import OREPAConv2d
+from .reparam import ReparamConv2d
+from .repvgg import OREPARepVGGConv2d, RepVGGConv2d
+
+BLOCKS: dict[str, type[ReparamConv2d]] = {
+    'OREPA': OREPAConv2d,
+    'DBB': DBBConv2d,
+    'RepVGG': RepVGGConv2d,
+    'OREPA-RepVGG': OREPARepVGGConv2d,
+    'ACNet': ACNetConv2d,
+    'ExpandNet': ExpandConv2d,
+    'MobileOne': MobileOneConv2d,
+}
+
+
+def find_block(block: str | Mapping) -> tuple[type[ReparamConv2d], dict]:
+    """The class of a block and its options.
+
+    Args:
+        block (str | Mapping): A name of :data:`BLOCKS`, or a mapping with it under ``type`` and
+            options beside it.
+
+    Raises:
+        UserError: If there is no such block.
+    """
+    options = {'type': block} if isinstance(block, str) else dict(block)
+    name = options.pop('type', None)
+    if name not in BLOCKS:
+        raise UserError(f'no block is named {name!r}; the names are {", ".join(map(repr, BLOCKS))}')
+    return BLOCKS[name], options

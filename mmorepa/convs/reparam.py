@@ -1,0 +1,225 @@
+"""What every convolution that trains as something bigger shares.
+
+Whatever it trains as, it amounts to one kernel and perhaps a bias, has the geometry of the
+``nn.Conv2d`` whose place it takes, and becomes one in the end.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import UserError
+from . import kernels
+
+
+class ReparamConv2d(nn.Module):
+    """A convolution in its training form.
+
+    It has the attributes that code reads on an ``nn.Conv2d``. Subclasses add their parameters,
+    ``forward``, :meth:`merged` and :meth:`imitate`.
+
+    Args:
+        in_channels (int): I.
+        out_channels (int): O.
+        kernel_size (int | tuple[int, int]): k, odd and square.
+        stride (int | tuple[int, int]): Defaults to 1.
+        padding (int | tuple[int, int] | str): Zeros around the input; ``'same'`` stands for
+            ``dilation * (k // 2)``, ``'valid'`` for 0. Defaults to 0.
+        dilation (int | tuple[int, int]): Defaults to 1.
+        groups (int): g. Defaults to 1.
+        padding_mode (str): Only ``'zeros'``.
+
+    Raises:
+        UserError: If the kernel is even or not square, or of a size that this block is not made
+            for; if channels and groups do not divide; for another padding mode.
+    """
+
+    transposed = False
+    output_padding = (0, 0)
+    padding_mode = 'zeros'
+
+    #: Kernel sizes that the block is made for, as a range.
+    sizes = range(1, 1 << 30, 2)
+    #: Whether the BatchNorms are inside, so that none belongs behind the block.
+    takes_norm = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        padding_mode: str = 'zeros',
+    ):
+        super().__init__()
+        name = type(self).__name__
+        height, width = pair(kernel_size)
+        if height != width or height % 2 == 0 or height < 1:
+            raise UserError(
+                f'{name}: kernel_size={kernel_size} is not odd and square; '
+                'use nn.Conv2d for this layer'
+            )
+        if height not in self.sizes:
+            raise UserError(
+                f'{name}: kernel_size={kernel_size} is not among the sizes that it is made for, '
+                f'{self.sizes[0]} to {self.sizes[-1]}; use nn.Conv2d for this layer'
+            )
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise UserError(
+                f'{name}: in_channels={in_channels} and out_channels={out_channels} '
+                f'must both be multiples of groups={groups}'
+            )
+        if padding_mode != 'zeros':
+            raise UserError(
+                f"{name}: padding_mode={padding_mode!r} is not supported, only 'zeros'; "
+                'pad before the convolution instead'
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = (height, width)
+        self.stride = pair(stride)
+        self.dilation = pair(dilation)
+        self.padding = self._padding(padding)
+        self.groups = groups
+
+    def _padding(self, padding: int | tuple[int, int] | str) -> tuple[int, int]:
+        if padding == 'same':
+            if self.stride != (1, 1):
+                name = type(self).__name__
+                raise UserError(f"{name}: padding='same' wants stride 1, not {self.stride}")
+            return self.same_padding
+        return pair(0 if padding == 'valid' else padding)
+
+    @property
+    def same_padding(self) -> tuple[int, int]:
+        """The padding that keeps height and width at stride 1, ``dilation * (k // 2)``."""
+        return tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size))
+
+    @classmethod
+    def accepts(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options) -> bool:
+        """Whether a block can take the place of ``conv``; arguments as of :meth:`from_conv`."""
+        height, width = conv.kernel_size
+        return height == width and height in cls.sizes and conv.padding_mode == 'zeros'
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options):
+        """A freshly initialised block of the geometry of ``conv``.
+
+        Args:
+            conv (nn.Conv2d): The convolution whose place it takes.
+            norm (_BatchNorm, optional): The one behind it. A block that has its BatchNorms inside
+                makes them of the same kind, and takes its place as well.
+            options: The block's own.
+
+        Returns:
+            ReparamConv2d: On the device and in the dtype of ``conv``.
+        """
+        raise NotImplementedError
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        """The kernel (O, I/g, k, k) and the bias (O,), if any, that the block amounts to.
+
+        With BatchNorms inside, what it amounts to in eval mode. Differentiable.
+        """
+        raise NotImplementedError
+
+    def imitate(self, conv: nn.Conv2d, norm: _BatchNorm | None = None) -> None:
+        """Set the parameters so that the block computes what ``conv`` computes.
+
+        Other branches start without effect where they can; see each block.
+
+        Args:
+            conv (nn.Conv2d): Of the same geometry.
+            norm (_BatchNorm, optional): The one behind it, for blocks with BatchNorms inside.
+
+        Raises:
+            UserError: If this block cannot.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def switch_to_deploy(self, norm: _BatchNorm | None = None) -> nn.Conv2d:
+        """Become the plain ``nn.Conv2d`` that this block amounts to, in place.
+
+        Everything is computed in float64 and stored in the parameters' dtype. The object turns
+        into an ``nn.Conv2d`` itself, so that whoever holds it, be it several parents that share
+        it, holds the plain convolution from then on.
+
+        Args:
+            norm (_BatchNorm, optional): A BatchNorm behind the block, to be folded in.
+
+        Returns:
+            nn.Conv2d: This very object.
+        """
+        kernel, bias = copy.deepcopy(self).double().merged()
+        if norm is not None:
+            kernel, bias = kernels.fold_batch_norm(kernel, bias, norm)
+        return self.become_conv(kernel, bias)
+
+    def become_conv(self, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
+        """Turn this object into an ``nn.Conv2d`` with these weights, in its own dtype."""
+        sample = next(self.parameters())
+        trainable = any(p.requires_grad for p in self.parameters())
+        plain = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=bias is not None,
+            device='meta',
+        )
+        plain.weight = nn.Parameter(kernel.to(sample.dtype).contiguous(), trainable)
+        if bias is not None:
+            plain.bias = nn.Parameter(bias.to(sample.dtype), trainable)
+        state = self.__dict__
+        for name in ('_modules', '_parameters', '_buffers', '_non_persistent_buffers_set'):
+            state[name] = plain.__dict__[name]
+        for name in state.keys() - plain.__dict__.keys():
+            del state[name]
+        for name, value in plain.__dict__.items():
+            state.setdefault(name, value)
+        self.__class__ = nn.Conv2d
+        return self
+
+    def init_weights(self) -> None:
+        """Do nothing: the constructor has set the initial values.
+
+        Without this method mmcv's ``ConvModule`` would initialise the block.
+        """
+
+    def extra_repr(self) -> str:
+        text = f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}'
+        text += f', stride={self.stride}, padding={self.padding}'
+        if self.dilation != (1, 1):
+            text += f', dilation={self.dilation}'
+        return text if self.groups == 1 else f'{text}, groups={self.groups}'
+
+
+def geometry(conv: nn.Conv2d) -> dict:
+    """The arguments that a block shares with the convolution whose place it takes."""
+    return dict(
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel_size=conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        padding_mode=conv.padding_mode,
+    )
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """``value`` for height and width."""
+    return (value, value) if isinstance(value, int) else tuple(value)
