@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmorepa import OREPAConv2d
+from mmorepa.convs import ReparamConv2d
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs' / 'digits' / 'orepa-resnet18_1xb64-10e_digits.py'
@@ -43,11 +43,11 @@ def make_trained_like(model: nn.Module, seed: int = 0) -> nn.Module:
             uniform(module.running_var, 0.5, 2.0)
             uniform(module.weight, 0.5, 1.5)
             uniform(module.bias, -0.5, 0.5)
-        elif isinstance(module, OREPAConv2d):
+        elif isinstance(module, ReparamConv2d):
             for name, parameter in module.named_parameters():
                 kind = name.rpartition('.')[2]
                 if kind == 'scale':
                     uniform(parameter, -1.0, 1.0)
-                elif kind in ('residual', 'bias'):
+                elif kind == 'residual' or name == 'bias':
                     uniform(parameter, -0.2, 0.2)
     return model

@@ -28,10 +28,9 @@ class DBBConv2d(NormedConv2d):
     sizes = range(3, 7, 2)
 
     def add_branches(self, norm: MakeNorm | None) -> None:
-        is_depthwise = self.groups == self.out_channels
         self.original = ConvBranch(self, norm)
-        if not is_depthwise:
+        if not self.is_depthwise:
             self.pointwise = ConvBranch(self, norm, size=(1, 1))
         self.average = AverageBranch(self, norm)
-        middle = 2 * self.in_channels if is_depthwise else self.in_channels
+        middle = 2 * self.in_channels if self.is_depthwise else self.in_channels
         self.pointwise_kxk = PointwiseKxKBranch(self, norm, middle)

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from . import kernels
 from .generated import GeneratedConv2d
 
@@ -49,12 +50,19 @@ class LinearExpansion(nn.Module):
         return kernels.compose_last_pointwise(inner, self.last, self.groups)
 
     def imitate(self, kernel: Tensor) -> None:
-        """Set the k x k part so that :meth:`forward` gives ``kernel``, (O, I/g, k, k)."""
-        out_channels, width, *size = kernel.shape
-        first = torch.linalg.pinv(self.first.reshape(self.groups, -1, width))
-        last = torch.linalg.pinv(self.last.reshape(self.groups, out_channels // self.groups, -1))
-        target = kernel.reshape(self.groups, out_channels // self.groups, width, -1)
-        middle = torch.einsum('gmo,goik,git->gmtk', last, target, first)
+        """Set the parameters so that :meth:`forward` gives ``kernel``, (O, I/g, k, k).
+
+        The 1x1 parts become orthogonal, so that rounding takes nothing away, and the k x k part is
+        what they leave to it.
+        """
+        out_channels, width, *_ = kernel.shape
+        out_width = out_channels // self.groups
+        first = self.first.reshape(self.groups, -1, width)
+        last = self.last.reshape(self.groups, out_width, -1)
+        for matrix in (*first, *last):
+            nn.init.orthogonal_(matrix)
+        target = kernel.reshape(self.groups, out_width, width, -1)
+        middle = torch.einsum('gom,goik,gti->gmtk', last, target, first)
         self.middle.copy_(middle.reshape(self.middle.shape))
 
 
@@ -68,6 +76,9 @@ class ExpandConv2d(GeneratedConv2d):
         kernel_size (int | tuple[int, int]): From 3 on; ExpandNets leave 1x1 convolutions alone.
         bias (bool): Whether to add a learnable bias, starting at zero. Defaults to True.
         rate (int): The expansion rate r, at least 1. Defaults to 4, as in the paper.
+
+    Raises:
+        UserError: As :class:`mmorepa.convs.reparam.ReparamConv2d` has it, and for a rate below one.
 
     Example:
         >>> conv = ExpandConv2d(4, 8, 3, padding=1, bias=False)
@@ -104,4 +115,6 @@ class ExpandConv2d(GeneratedConv2d):
             padding_mode,
             bias=bias,
         )
+        if rate < 1:
+            raise UserError(f'ExpandConv2d: rate={rate}, wanted at least 1')
         self.kernel = LinearExpansion(in_channels, out_channels, self.kernel_size[0], groups, rate)

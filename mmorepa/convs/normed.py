@@ -278,13 +278,16 @@ class OREPABranch(ConvBranch):
 class IdentityBranch(NormedBranch):
     """Nothing but a norm; for blocks that keep the shape, see :func:`keeps_shape`."""
 
+    def __init__(self, block: ReparamConv2d, norm: MakeNorm | None):
+        super().__init__(block, norm)
+        identity = kernels.grouped_identity(self.in_channels, self.in_channels, self.groups)
+        self.register_buffer('kernel', identity, persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
-        identity = kernels.grouped_identity(self.in_channels, self.in_channels, self.groups)
-        sample = next(self.norm.parameters(), identity)
-        return fold(kernels.centre(identity.to(sample), self.kernel_size), None, self.norm)
+        return fold(kernels.centre(self.kernel, self.kernel_size), None, self.norm)
 
 
 class AverageBranch(NormedBranch):
@@ -295,7 +298,10 @@ class AverageBranch(NormedBranch):
 
     def __init__(self, block: ReparamConv2d, norm: MakeNorm | None):
         super().__init__(block, norm)
-        self.is_depthwise = self.groups == self.out_channels
+        self.is_depthwise = block.is_depthwise
+        # Ones rather than their ninths: exact in every dtype that the module may be moved to.
+        size = self.kernel_size
+        self.register_buffer('ones', torch.ones(1, 1, size, size), persistent=False)
         if not self.is_depthwise:
             self.weight = new_weight(self.out_channels, self.in_channels // self.groups, 1, 1)
             self.inner_norm = norm(self.out_channels) if norm else nn.Identity()
@@ -309,21 +315,20 @@ class AverageBranch(NormedBranch):
         if self.dilation == (1, 1):
             x = F.avg_pool2d(x, self.kernel_size, self.stride)
         else:
-            box = self.box(x).expand(self.out_channels, 1, -1, -1)
+            box = self.box().expand(self.out_channels, -1, -1, -1)
             x = F.conv2d(x, box, None, self.stride, 0, self.dilation, self.out_channels)
         return self.norm(x)
 
-    def box(self, like: Tensor) -> Tensor:
+    def box(self) -> Tensor:
         """The average as a kernel, (1, 1, k, k)."""
-        return like.new_full((1, 1, self.kernel_size, self.kernel_size), self.kernel_size**-2)
+        return self.ones / self.kernel_size**2
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         if self.is_depthwise:
-            sample = next(self.norm.parameters(), torch.ones(()))
-            kernel, bias = self.box(sample).expand(self.out_channels, -1, -1, -1), None
+            kernel, bias = self.box().expand(self.out_channels, -1, -1, -1), None
         else:
             kernel, bias = fold(self.weight, None, self.inner_norm)
-            kernel = kernel * self.box(kernel)
+            kernel = kernel * self.box()
         return fold(kernel, bias, self.norm)
 
 

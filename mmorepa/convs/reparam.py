@@ -103,6 +103,11 @@ class ReparamConv2d(nn.Module):
         """The padding that keeps height and width at stride 1, ``dilation * (k // 2)``."""
         return tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size))
 
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every channel is convolved by itself."""
+        return self.groups == self.in_channels == self.out_channels
+
     @classmethod
     def accepts(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options) -> bool:
         """Whether a block can take the place of ``conv``; arguments as of :meth:`from_conv`."""
