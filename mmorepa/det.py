@@ -7,6 +7,7 @@ from .environment import require
 
 require('det')
 
+from .backbones.det_repvgg import OREPARepVGG  # noqa: E402
 from .backbones.det_resnet import OREPAResNet, OREPAResNetV1d, OREPAResNeXt  # noqa: E402
 
-__all__ = ['OREPAResNeXt', 'OREPAResNet', 'OREPAResNetV1d']
+__all__ = ['OREPARepVGG', 'OREPAResNeXt', 'OREPAResNet', 'OREPAResNetV1d']

@@ -7,6 +7,7 @@ from .environment import require
 
 require('seg')
 
+from .backbones.seg_repvgg import OREPARepVGG  # noqa: E402
 from .backbones.seg_resnet import (  # noqa: E402
     OREPAResNet,
     OREPAResNetV1c,
@@ -14,4 +15,4 @@ from .backbones.seg_resnet import (  # noqa: E402
     OREPAResNeXt,
 )
 
-__all__ = ['OREPAResNeXt', 'OREPAResNet', 'OREPAResNetV1c', 'OREPAResNetV1d']
+__all__ = ['OREPARepVGG', 'OREPAResNeXt', 'OREPAResNet', 'OREPAResNetV1c', 'OREPAResNetV1d']

@@ -34,9 +34,9 @@ print('registered:', *sorted(registered))
 @pytest.mark.parametrize(
     'part, names',
     [
-        ('pretrain', 'OREPAResNeXt OREPAResNet OREPAResNetV1c OREPAResNetV1d'),
-        ('det', 'OREPAResNeXt OREPAResNet OREPAResNetV1d'),
-        ('seg', 'OREPAResNeXt OREPAResNet OREPAResNetV1c OREPAResNetV1d'),
+        ('pretrain', 'OREPARepVGG OREPAResNeXt OREPAResNet OREPAResNetV1c OREPAResNetV1d'),
+        ('det', 'OREPARepVGG OREPAResNeXt OREPAResNet OREPAResNetV1d'),
+        ('seg', 'OREPARepVGG OREPAResNeXt OREPAResNet OREPAResNetV1c OREPAResNetV1d'),
     ],
 )
 def test_each_library_is_enough_and_the_prefix_needs_no_import(part, names):

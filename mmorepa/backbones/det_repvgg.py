@@ -1,0 +1,9 @@
+"""OREPARepVGG for mmdet: the network is the same in every library."""
+
+from mmdet.registry import MODELS
+
+from .repvgg import OREPARepVGG
+
+MODELS.register_module(module=OREPARepVGG)
+
+__all__ = ['OREPARepVGG']

@@ -1,0 +1,103 @@
+"""Evaluating a training form at the price of its deploy form.
+
+Evaluation asks for the same network again and again. Its kernels are then kept, but its BatchNorms
+still run, and a block with BatchNorms inside runs every branch. So the deploy form is kept instead,
+until something changes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..convs import ReparamConv2d, switch_to_deploy
+
+#: Calls without a change between them after which a deploy form pays.
+CALLS = 3
+
+
+class KeptDeployForm:
+    """At most one deploy form, with a note of the tensors it was made of.
+
+    Whether these changed is told as in :class:`mmorepa.convs.kept.KeptKernel`: by identity, storage
+    and version; a write through ``.data`` wants :meth:`drop`.
+    """
+
+    def __init__(self):
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the deploy form."""
+        self._form: nn.Module | None = None
+        self._calls = 0
+        self._sizes: list[tuple[dict, int]] = []
+        self._modules: list[tuple[dict, str, nn.Module]] = []
+        self._tensors: list[tuple[dict, str, Tensor, Tensor, int]] = []
+
+    def get(self, model: nn.Module) -> nn.Module | None:
+        """The deploy form of ``model``, if it may run in its place here and now, else None.
+
+        It may where no gradient is wanted, every module is in eval mode, nobody has hooked into a
+        module, and the model has been called :data:`CALLS` times as it is. A model without blocks
+        has no other form.
+        """
+        if (
+            model.training
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+        ):
+            return None
+        if not self._is_current():
+            self._note(model)
+        if any(
+            module.training or module._forward_hooks or module._forward_pre_hooks
+            for _, _, module in self._modules
+        ):
+            return None
+        self._calls += 1
+        if self._form is None and self._calls > CALLS:
+            # Not inference tensors, which nothing could be done with afterwards.
+            with torch.inference_mode(False), torch.no_grad():
+                self._form = switch_to_deploy(model, inplace=False)
+        return self._form
+
+    def _note(self, model: nn.Module) -> None:
+        self.drop()
+        modules = list(model.modules())
+        children = [module._modules for module in modules]
+        tensors = [own for module in modules for own in (module._parameters, module._buffers)]
+        found = [(own, name, t) for own in tensors for name, t in own.items() if t is not None]
+        self._modules = [(own, name, child) for own in children for name, child in own.items()]
+        self._sizes = [(own, len(own)) for own in children + tensors]
+        # Nothing counts the writes to inference tensors.
+        if any(t.is_inference() for _, _, t in found) or not any(
+            isinstance(module, ReparamConv2d) for module in modules
+        ):
+            self._calls = -math.inf
+        # An alias of each tensor keeps its storage alive, so that no other comes to lie there.
+        self._tensors = [
+            (own, name, t, t.detach(), -1 if t.is_inference() else t._version)
+            for own, name, t in found
+        ]
+
+    def _is_current(self) -> bool:
+        return (
+            bool(self._tensors)
+            and all(len(own) == size for own, size in self._sizes)
+            and all(own.get(name) is child for own, name, child in self._modules)
+            and all(
+                own.get(name) is tensor
+                and (version < 0 or tensor._version == version)
+                and tensor.data_ptr() == alias.data_ptr()
+                for own, name, tensor, alias, version in self._tensors
+            )
+        )
+
+    def __deepcopy__(self, memo: dict) -> KeptDeployForm:
+        return KeptDeployForm()
+
+    def __reduce__(self):
+        return KeptDeployForm, ()

@@ -1,0 +1,9 @@
+"""OREPARepVGG for mmseg: the network is the same in every library."""
+
+from mmseg.registry import MODELS
+
+from .repvgg import OREPARepVGG
+
+MODELS.register_module(module=OREPARepVGG)
+
+__all__ = ['OREPARepVGG']
