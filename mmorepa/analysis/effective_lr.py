@@ -47,6 +47,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from ..convs import OREPAConv2d, squeeze
+from ..convs.fused import by_reference
 from ..convs.orepa import DeepLinearStem
 from ..errors import UserError
 
@@ -171,10 +172,11 @@ def kernel_step(kernel: nn.Module, gradient: Tensor, rates: Mapping[str, float])
     def generate(parameters):
         return torch.func.functional_call(kernel, {**parameters, **buffers}, ())
 
-    _, pull_back = torch.func.vjp(generate, parameters)
-    (gradients,) = pull_back(gradient.double())
-    change = {name: rates[name] * gradient for name, gradient in gradients.items()}
-    return torch.func.jvp(generate, (parameters,), (change,))[1].detach()
+    with by_reference():
+        _, pull_back = torch.func.vjp(generate, parameters)
+        (gradients,) = pull_back(gradient.double())
+        change = {name: rates[name] * gradient for name, gradient in gradients.items()}
+        return torch.func.jvp(generate, (parameters,), (change,))[1].detach()
 
 
 def compare(step: Tensor, plain_step: Tensor, kernel: Tensor) -> tuple[float, ...]:

@@ -32,10 +32,16 @@ def find_block(block: str | Mapping) -> tuple[type[ReparamConv2d], dict]:
             options beside it.
 
     Raises:
-        UserError: If there is no such block.
+        UserError: If there is no such block, or it has no such option.
     """
     options = {'type': block} if isinstance(block, str) else dict(block)
     name = options.pop('type', None)
     if name not in BLOCKS:
         raise UserError(f'no block is named {name!r}; the names are {", ".join(map(repr, BLOCKS))}')
+    for option in options:
+        if option not in BLOCKS[name].options:
+            raise UserError(
+                f'{name} has no option {option!r}; '
+                f'it has {", ".join(map(repr, BLOCKS[name].options))}'
+            )
     return BLOCKS[name], options

@@ -1,16 +1,21 @@
 """The branches of an OREPA block (paper, sec. 3.3): one small module each, addressed by name.
 
-A branch knows two things about itself: the one ``kernel()`` it amounts to, and the ``factors()``,
-the convolutions it would be over a feature map. The first is what training uses; the second is the
-multi-branch network of the paper's offline comparison, and the reference of the tests.
+A branch knows three things about itself. The one ``kernel()`` it amounts to is the plain statement
+of the paper's formula, and what the other two are tested against. The ``factors()`` are the
+convolutions it would be over a feature map: the multi-branch network of the paper's offline
+comparison. And ``add_rows()`` with its derivative ``pull_back()`` is what training runs, see
+:mod:`mmorepa.convs.fused`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from . import kernels
+from .rows import as_kernel, as_rows, dot, matmul, scaled
 
 #: Initial scales of the k x k block, 3 <= k < 7, in the paper's order.
 KXK = dict(original=0.25, average=0.25, prior=0.0, pointwise_kxk=0.5, pointwise=1.0, separable=0.5)
@@ -19,6 +24,9 @@ POINTWISE = dict(original=1.0, pointwise_pointwise=0.5)
 
 #: Filters a channel in the depthwise part of the separable branch.
 SEPARABLE_MULTIPLIER = 8
+
+#: How many numbers to go over at a time where they are gone over again and again.
+CACHED = 2**18
 
 
 class Branch(nn.Module):
@@ -54,9 +62,9 @@ class Branch(nn.Module):
         else:
             self.scale = nn.Parameter(torch.full((out_channels,), float(scale)))
 
-    def new_parameter(self, *shape: int) -> nn.Parameter:
-        """A parameter with this block's initial values, ``kaiming_uniform_(a=slope)``."""
-        return nn.Parameter(nn.init.kaiming_uniform_(torch.empty(*shape), a=self.slope))
+    def new_weight(self, *shape: int) -> Tensor:
+        """A convolution's weight with initial values, ``kaiming_uniform_(a=slope)``."""
+        return nn.init.kaiming_uniform_(torch.empty(*shape), a=self.slope)
 
     def scaled(self, kernel: Tensor) -> Tensor:
         """``kernel`` (O, ...) under this branch's scaling layer, if it has one."""
@@ -73,30 +81,79 @@ class Branch(nn.Module):
         """
         raise NotImplementedError
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and constants by name, without those that are None."""
+        own = {**self._parameters, **self._buffers}
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
+
+    def new_rows(self, **tensors: Tensor) -> Tensor:
+        """:meth:`kernel` as rows, (O, k^2, I/g); arguments as of :meth:`add_rows`."""
+        width = self.in_channels // self.groups
+        sample = next(iter(tensors.values()))
+        rows = sample.new_zeros(self.out_channels, self.kernel_size**2, width)
+        self.add_rows(rows, **tensors)
+        return rows
+
+    def add_rows(self, rows: Tensor, **tensors: Tensor) -> None:
+        """Add :meth:`kernel` to ``rows``, in place.
+
+        Args:
+            rows (Tensor): (O, k^2, I/g), see :mod:`mmorepa.convs.rows`.
+            tensors: As of :meth:`tensors`.
+        """
+        raise NotImplementedError
+
+    def pull_back(self, grad: Tensor, **tensors: Tensor) -> dict[str, Tensor]:
+        """The gradients of the parameters, by name, where that of the kernel is ``grad``.
+
+        Args:
+            grad (Tensor): (O, k^2, I/g).
+            tensors: As of :meth:`tensors`.
+        """
+        raise NotImplementedError
+
 
 class Original(Branch):
-    """The plain k x k convolution."""
+    """The plain k x k convolution; its weight is stored in rows, (O, k^2, I/g)."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        size = self.kernel_size
-        self.weight = self.new_parameter(
-            self.out_channels, self.in_channels // self.groups, size, size
-        )
+        width, size = self.in_channels // self.groups, self.kernel_size
+        self.weight = nn.Parameter(as_rows(self.new_weight(self.out_channels, width, size, size)))
 
     def kernel(self) -> Tensor:
-        return self.scaled(self.weight)
+        return self.scaled(as_kernel(self.weight, self.kernel_size))
 
     def factors(self) -> list[tuple[Tensor, int]]:
-        return [(self.weight, self.groups)]
+        return [(as_kernel(self.weight, self.kernel_size), self.groups)]
+
+    def add_rows(self, rows: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
+        add_scaled(rows, weight, scale)
+
+    def pull_back(self, grad: Tensor, weight: Tensor, scale: Tensor | None = None):
+        return dict(weight=scaled(grad, scale), scale=dot(grad, weight))
 
 
 class PointwiseBranch(Branch):
-    """What branches that start from one 1x1 kernel (O, I/g, 1, 1) share."""
+    """What branches that start from one 1x1 kernel (O, I/g, 1, 1) share.
+
+    Their kernel is that one, spread over k x k by constants of the subclass.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.weight = self.new_parameter(self.out_channels, self.in_channels // self.groups, 1, 1)
+        width = self.in_channels // self.groups
+        self.weight = nn.Parameter(self.new_weight(self.out_channels, width, 1, 1))
+
+    def gather(self, grad: Tensor, **constants: Tensor) -> Tensor:
+        """The gradient of what is spread, (O, 1, I/g), out of the kernel's, (O, k^2, I/g)."""
+        raise NotImplementedError
+
+    def pull_back(self, grad: Tensor, weight: Tensor, scale: Tensor | None = None, **constants):
+        gathered = self.gather(grad, **constants)
+        return dict(
+            weight=as_kernel(scaled(gathered, scale), 1), scale=dot(gathered, as_rows(weight))
+        )
 
 
 class Pointwise(PointwiseBranch):
@@ -107,6 +164,15 @@ class Pointwise(PointwiseBranch):
 
     def factors(self) -> list[tuple[Tensor, int]]:
         return [(self.weight, self.groups)]
+
+    def add_rows(self, rows: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
+        add_scaled(self._centre(rows), as_rows(weight), scale)
+
+    def gather(self, grad: Tensor) -> Tensor:
+        return self._centre(grad)
+
+    def _centre(self, rows: Tensor) -> Tensor:
+        return rows.narrow(1, self.kernel_size**2 // 2, 1)
 
 
 class Average(PointwiseBranch):
@@ -120,6 +186,12 @@ class Average(PointwiseBranch):
         size = self.kernel_size
         box = self.weight.new_full((self.out_channels, 1, size, size), 1 / size**2)
         return [(self.weight, self.groups), (box, self.out_channels)]
+
+    def add_rows(self, rows: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
+        rows.add_(scaled(as_rows(weight), scale), alpha=1 / self.kernel_size**2)
+
+    def gather(self, grad: Tensor) -> Tensor:
+        return grad.mean(1, keepdim=True)
 
 
 class Prior(PointwiseBranch):
@@ -136,12 +208,21 @@ class Prior(PointwiseBranch):
     def factors(self) -> list[tuple[Tensor, int]]:
         return [(self.weight, self.groups), (self.filters, self.out_channels)]
 
+    def add_rows(
+        self, rows: Tensor, weight: Tensor, filters: Tensor, scale: Tensor | None = None
+    ) -> None:
+        rows.addcmul_(filters.reshape(len(rows), -1, 1), scaled(as_rows(weight), scale))
+
+    def gather(self, grad: Tensor, filters: Tensor) -> Tensor:
+        return filters.reshape(len(grad), 1, -1) @ grad
+
 
 class PointwiseKxK(Branch):
     """A 1x1 convolution that starts as the identity, then a k x k one.
 
     The 1x1 kernel is a fixed identity E plus a learned ``residual`` that starts at zero. It has
-    M = I channels inside, 2 I in blocks of more than four groups.
+    M = I channels inside, 2 I in blocks of more than four groups. The ``weight`` of the k x k one
+    is stored in rows, (O, k^2, M/g).
     """
 
     def __init__(self, *args, **kwargs):
@@ -151,32 +232,154 @@ class PointwiseKxK(Branch):
         identity = kernels.grouped_identity(middle, self.in_channels, self.groups)
         self.register_buffer('identity', identity, persistent=False)
         self.residual = nn.Parameter(torch.zeros_like(identity))
-        self.weight = self.new_parameter(self.out_channels, middle // self.groups, size, size)
+        weight = self.new_weight(self.out_channels, middle // self.groups, size, size)
+        self.weight = nn.Parameter(as_rows(weight))
 
     def kernel(self) -> Tensor:
-        first = self.identity + self.residual
-        return self.scaled(kernels.compose_pointwise(first, self.weight, self.groups))
+        (first, _), (second, _) = self.factors()
+        return self.scaled(kernels.compose_pointwise(first, second, self.groups))
 
     def factors(self) -> list[tuple[Tensor, int]]:
-        return [(self.identity + self.residual, self.groups), (self.weight, self.groups)]
+        second = as_kernel(self.weight, self.kernel_size)
+        return [(self.identity + self.residual, self.groups), (second, self.groups)]
+
+    def add_rows(
+        self,
+        rows: Tensor,
+        identity: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        scale: Tensor | None = None,
+    ) -> None:
+        add_scaled(rows, self._product(identity, residual, weight), scale)
+
+    def new_rows(
+        self,
+        identity: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        product = self._product(identity, residual, weight)
+        return product if scale is None else product.mul_(scale.reshape(-1, 1, 1))
+
+    def pull_back(
+        self,
+        grad: Tensor,
+        identity: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        scale: Tensor | None = None,
+    ):
+        first, second = self._first(identity, residual), self._second(weight)
+        # One new tensor of this size: first the scaled gradient, then that of the weight.
+        buffer = scaled(grad, scale) if scale is not None else grad.clone()
+        grouped = buffer.view(*second.shape[:2], -1)
+        to_residual = matmul(second.transpose(1, 2), grouped).reshape(residual.shape)
+        grad = grad.view(*second.shape[:2], -1)
+        if second.shape[2] == grouped.shape[2]:
+            matmul(grad, first.transpose(1, 2), out=grouped)
+        else:
+            buffer = matmul(grad, first.transpose(1, 2)).view(*buffer.shape[:2], -1)
+        to_scale = dot(buffer, weight)
+        if scale is not None:
+            buffer.mul_(scale.reshape(-1, 1, 1))
+        return dict(residual=to_residual, weight=buffer, scale=to_scale)
+
+    def _product(self, identity: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+        """The kernel without its scale as rows, (O, k^2, I/g)."""
+        product = matmul(self._second(weight), self._first(identity, residual))
+        return product.view(self.out_channels, self.kernel_size**2, -1)
+
+    def _first(self, identity: Tensor, residual: Tensor) -> Tensor:
+        """(g, M/g, I/g)"""
+        return (identity + residual).reshape(self.groups, -1, identity.shape[1])
+
+    def _second(self, weight: Tensor) -> Tensor:
+        """(g, k^2 O/g, M/g)"""
+        return weight.reshape(self.groups, -1, weight.shape[2])
 
 
 class Separable(Branch):
-    """A depthwise separable convolution: k x k with eight filters a channel, then 1x1."""
+    """A depthwise separable convolution: k x k with eight filters a channel, then 1x1.
+
+    ``depthwise`` (8, k^2, I) holds the filters in rows, ``pointwise`` (O, 8, I/g) what an output
+    channel takes of each. The eight stand in front, not beside each other within a channel as in a
+    convolution's weight, so that channels are next to each other in memory.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        expanded = SEPARABLE_MULTIPLIER * self.in_channels
-        self.depthwise = self.new_parameter(expanded, 1, self.kernel_size, self.kernel_size)
-        self.pointwise = self.new_parameter(self.out_channels, expanded // self.groups, 1, 1)
+        count, size = SEPARABLE_MULTIPLIER, self.kernel_size
+        # Initial values as of the two convolutions, whose shapes they depend on.
+        depthwise = self.new_weight(count * self.in_channels, 1, size, size)
+        width = count * self.in_channels // self.groups
+        pointwise = self.new_weight(self.out_channels, width, 1, 1)
+        self.depthwise = nn.Parameter(filters_first(depthwise))
+        self.pointwise = nn.Parameter(shares_first(pointwise))
 
     def kernel(self) -> Tensor:
-        return kernels.compose_separable(
-            self.depthwise, self.scaled(self.pointwise), SEPARABLE_MULTIPLIER, self.groups
-        )
+        depthwise, pointwise = self._weights(self.scaled(self.pointwise))
+        return kernels.compose_separable(depthwise, pointwise, SEPARABLE_MULTIPLIER, self.groups)
 
     def factors(self) -> list[tuple[Tensor, int]]:
-        return [(self.depthwise, self.in_channels), (self.pointwise, self.groups)]
+        depthwise, pointwise = self._weights(self.pointwise)
+        return [(depthwise, self.in_channels), (pointwise, self.groups)]
+
+    def _weights(self, pointwise: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights of the two convolutions, (8 I, 1, k, k) and (O, 8 I/g, 1, 1)."""
+        filters = as_kernel(self.depthwise, self.kernel_size)
+        depthwise = filters.transpose(0, 1).flatten(0, 1).unsqueeze(1)
+        return depthwise, pointwise.transpose(1, 2).flatten(1)[:, :, None, None]
+
+    def add_rows(
+        self, rows: Tensor, depthwise: Tensor, pointwise: Tensor, scale: Tensor | None = None
+    ) -> None:
+        filters = self._filters(depthwise)
+        shares = self._grouped(scaled(pointwise, scale))
+        for some_rows, some_shares in self._in_parts(self._grouped(rows), shares):
+            for e in range(SEPARABLE_MULTIPLIER):
+                some_rows.addcmul_(some_shares[:, :, e, None], filters[:, None, e])
+
+    def pull_back(
+        self, grad: Tensor, depthwise: Tensor, pointwise: Tensor, scale: Tensor | None = None
+    ):
+        filters = self._filters(depthwise)
+        shares = self._grouped(scaled(pointwise, scale))
+        grad = self._grouped(grad)
+        to_pointwise = torch.zeros_like(pointwise)
+        for some_grad, to_shares in self._in_parts(grad, self._grouped(to_pointwise)):
+            for position in range(grad.shape[2]):
+                to_shares.addcmul_(some_grad[:, :, position, None], filters[:, None, :, position])
+        # (g, 32, 8, k^2, I/g): sums beside each other, since one would be too short a vector.
+        beside = min(32, grad.shape[1])
+        sums = grad.new_zeros(
+            self.groups, beside, SEPARABLE_MULTIPLIER, grad.shape[2], grad.shape[3]
+        )
+        for some_grad, some_shares in zip(grad.split(beside, 1), shares.split(beside, 1)):
+            sums[:, : some_grad.shape[1]].addcmul_(some_shares.unsqueeze(3), some_grad.unsqueeze(2))
+        to_filters = sums.sum(1).permute(1, 2, 0, 3)
+        to_scale = dot(to_pointwise, pointwise)
+        if scale is not None:
+            to_pointwise.mul_(scale.reshape(-1, 1, 1))
+        return dict(
+            depthwise=to_filters.flatten(2),
+            pointwise=to_pointwise,
+            scale=to_scale,
+        )
+
+    def _in_parts(self, rows: Tensor, shares: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts of ``rows`` (g, O/g, k^2, I/g) and ``shares`` that a core's cache can hold."""
+        part = max(1, CACHED * rows.shape[1] // rows.numel())
+        return zip(rows.split(part, 1), shares.split(part, 1))
+
+    def _filters(self, depthwise: Tensor) -> Tensor:
+        """(g, 8, k^2, I/g)"""
+        return depthwise.unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3)
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        """(O, ...) as (g, O/g, ...)"""
+        return rows.view(self.groups, -1, *rows.shape[1:])
 
 
 class PointwisePointwise(Branch):
@@ -190,10 +393,10 @@ class PointwisePointwise(Branch):
         if out_width > in_width:
             square = kernels.grouped_identity(self.in_channels, self.in_channels, self.groups)
             self.first = nn.Parameter(square)
-            self.second = self.new_parameter(*outer)
+            self.second = nn.Parameter(self.new_weight(*outer))
         else:
             square = kernels.grouped_identity(self.out_channels, self.out_channels, self.groups)
-            self.first = self.new_parameter(*outer)
+            self.first = nn.Parameter(self.new_weight(*outer))
             self.second = nn.Parameter(square)
 
     def kernel(self) -> Tensor:
@@ -201,6 +404,26 @@ class PointwisePointwise(Branch):
 
     def factors(self) -> list[tuple[Tensor, int]]:
         return [(self.first, self.groups), (self.second, self.groups)]
+
+    def add_rows(
+        self, rows: Tensor, first: Tensor, second: Tensor, scale: Tensor | None = None
+    ) -> None:
+        product = matmul(self._grouped(second), self._grouped(first))
+        add_scaled(rows, product.reshape(rows.shape), scale)
+
+    def pull_back(self, grad: Tensor, first: Tensor, second: Tensor, scale: Tensor | None = None):
+        back = matmul(self._grouped(grad), self._grouped(first).transpose(1, 2))
+        back = back.reshape(len(grad), 1, -1)
+        grad = self._grouped(scaled(grad, scale))
+        return dict(
+            first=matmul(self._grouped(second).transpose(1, 2), grad).reshape(first.shape),
+            second=as_kernel(scaled(back, scale), 1),
+            scale=dot(back, as_rows(second)),
+        )
+
+    def _grouped(self, matrix: Tensor) -> Tensor:
+        """(O, n, ...) with nothing behind n as (g, O/g, n)."""
+        return matrix.reshape(self.groups, len(matrix) // self.groups, -1)
 
 
 #: Every branch there is, by the name that configs and state dicts use.
@@ -213,3 +436,23 @@ BRANCHES: dict[str, type[Branch]] = dict(
     separable=Separable,
     pointwise_pointwise=PointwisePointwise,
 )
+
+
+def filters_first(depthwise: Tensor) -> Tensor:
+    """The weight of a depthwise convolution (8 I, 1, k, k) as the branch has it, (8, k^2, I)."""
+    filters = depthwise.flatten(1).unflatten(0, (-1, SEPARABLE_MULTIPLIER))
+    return filters.permute(1, 2, 0).contiguous()
+
+
+def shares_first(pointwise: Tensor) -> Tensor:
+    """The weight of a 1x1 convolution (O, 8 I/g, 1, 1) as the branch has it, (O, 8, I/g)."""
+    shares = pointwise.flatten(1).unflatten(1, (-1, SEPARABLE_MULTIPLIER))
+    return shares.transpose(1, 2).contiguous()
+
+
+def add_scaled(rows: Tensor, addend: Tensor, scale: Tensor | None) -> None:
+    """Add ``addend``, under its scaling layer if it has one, to ``rows`` in place."""
+    if scale is None:
+        rows.add_(addend)
+    else:
+        rows.addcmul_(addend, scale.reshape(-1, 1, 1))

@@ -89,6 +89,7 @@ class ExpandConv2d(GeneratedConv2d):
     """
 
     sizes = range(3, 1 << 30, 2)
+    options = ('rate',)
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .kept import KeptKernel
 from .reparam import ReparamConv2d, geometry
+from .rows import in_order
 
 
 class GeneratedConv2d(ReparamConv2d):
@@ -50,7 +51,7 @@ class GeneratedConv2d(ReparamConv2d):
 
         Returns:
             Tensor: (O, I/g, k, k), float32 or float64, with a graph back to the parameters where
-            gradients are on.
+            gradients are on; in whatever memory format it was made.
         """
         sample = next(self.kernel.parameters())
         with torch.autocast(sample.device.type, enabled=False):
@@ -84,16 +85,29 @@ class GeneratedConv2d(ReparamConv2d):
     @property
     def weight(self) -> Tensor:
         """The generated kernel, (O, I/g, k, k), in the parameters' dtype. Read-only."""
+        return self._weight(torch.contiguous_format)
+
+    def _weight(self, memory_format: torch.memory_format) -> Tensor:
         parameters = list(self.kernel.parameters())
+
+        def make() -> Tensor:
+            kernel = self.squeeze().to(parameters[0].dtype)
+            if memory_format == torch.channels_last:
+                return kernel.contiguous(memory_format=memory_format)
+            return in_order(kernel)
+
         frozen = not any(p.requires_grad for p in parameters)
         wants_graph = torch.is_grad_enabled() and not frozen
         if wants_graph or (self.training and not frozen) or torch.compiler.is_compiling():
-            return self.squeeze().to(parameters[0].dtype)
-        return self._kept.get(parameters, lambda: self.squeeze().to(parameters[0].dtype))
+            return make()
+        return self._kept.get(parameters, make, memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""
-        return self._conv_forward(x, self.weight, self.bias)
+        # A convolution answers in the format of its weight, which should not decide it.
+        is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        memory_format = torch.channels_last if is_last else torch.contiguous_format
+        return self._conv_forward(x, self._weight(memory_format), self.bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # The name is nn.Conv2d's: mmcv's and MMEngine's conv-BN evaluation call it.

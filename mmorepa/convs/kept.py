@@ -24,27 +24,35 @@ class KeptKernel:
     def drop(self) -> None:
         """Forget the kernel."""
         self._kernel: Tensor | None = None
+        self._format: torch.memory_format | None = None
         # An alias of each parameter keeps its storage alive, so that no new storage can come to
         # lie at the same address and pass for the old one.
         self._notes: list[tuple[nn.Parameter, Tensor, int]] = []
 
-    def get(self, parameters: Sequence[nn.Parameter], make: Callable[[], Tensor]) -> Tensor:
+    def get(
+        self,
+        parameters: Sequence[nn.Parameter],
+        make: Callable[[], Tensor],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
         """The kernel that ``make`` gives for ``parameters``, made anew only when they changed.
 
         Args:
             parameters (Sequence[nn.Parameter]): All that ``make`` reads.
             make (Callable): Gives the kernel.
+            memory_format (torch.memory_format): In which ``make`` gives it.
 
         Returns:
             Tensor: The kernel, without a graph. Not to be written to.
         """
         if any(p.is_inference() for p in parameters):
             return make()
-        if self._kernel is None or not self._is_current(parameters):
+        if self._format != memory_format or not self._is_current(parameters):
             # Not an inference tensor, even if asked for under inference_mode: a later backward
             # pass to the input may need it.
             with torch.inference_mode(False), torch.no_grad():
                 self._kernel = make()
+                self._format = memory_format
                 self._notes = [(p, p.detach(), p._version) for p in parameters]
         return self._kernel
 

@@ -30,6 +30,7 @@ class MobileOneConv2d(NormedConv2d):
     """
 
     sizes = range(1, 7, 2)
+    options = (*NormedConv2d.options, 'copies')
 
     def add_branches(self, norm: MakeNorm | None, copies: int = 4) -> None:
         if copies < 1:

@@ -35,6 +35,7 @@ class NormedConv2d(ReparamConv2d):
         options: The block's own.
     """
 
+    options = ('branch_norm',)
     bias = None
 
     def __init__(

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ..errors import UserError
 from . import kernels
 from .branches import BRANCHES, KXK, POINTWISE, Branch
+from .fused import sum_of_kernels
 from .generated import GeneratedConv2d
+from .rows import as_rows
 
 Branches = Sequence[str] | Mapping[str, float | None] | None
 
@@ -63,7 +65,7 @@ class BranchSum(nn.Module):
 
     def forward(self) -> Tensor:
         """The kernel, (O, I/g, k, k)."""
-        return reduce(torch.add, [branch.kernel() for branch in self.children()])
+        return sum_of_kernels(self)
 
     def imitate(self, kernel: Tensor) -> None:
         """Set the parameters so that :meth:`forward` gives ``kernel``, (O, I/g, k, k).
@@ -84,7 +86,7 @@ class BranchSum(nn.Module):
                 branch.scale.fill_(1.0 if name == 'original' else 0.0)
             elif name != 'original':
                 kernel = kernel - branch.kernel()
-        self.original.weight.copy_(kernel)
+        self.original.weight.copy_(as_rows(kernel))
 
     def run(self, x: Tensor, stride, padding, dilation, flip: bool = False) -> Tensor:
         """The block over a feature map, branch by branch.
@@ -215,6 +217,8 @@ class OREPAConv2d(GeneratedConv2d):
         >>> type(conv.switch_to_deploy()).__name__
         'Conv2d'
     """
+
+    options = ('branches', 'slope', 'online')
 
     def __init__(
         self,

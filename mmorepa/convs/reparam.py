@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
 from . import kernels
+from .rows import in_order
 
 
 class ReparamConv2d(nn.Module):
@@ -45,6 +46,8 @@ class ReparamConv2d(nn.Module):
 
     #: Kernel sizes that the block is made for, as a range.
     sizes = range(1, 1 << 30, 2)
+    #: What it can be told besides its geometry.
+    options = ()
     #: Whether the BatchNorms are inside, so that none belongs behind the block.
     takes_norm = False
 
@@ -184,7 +187,7 @@ class ReparamConv2d(nn.Module):
             bias=bias is not None,
             device='meta',
         )
-        plain.weight = nn.Parameter(kernel.to(sample.dtype).contiguous(), trainable)
+        plain.weight = nn.Parameter(in_order(kernel.to(sample.dtype)), trainable)
         if bias is not None:
             plain.bias = nn.Parameter(bias.to(sample.dtype), trainable)
         state = self.__dict__

@@ -14,6 +14,7 @@ from .normed import (
     OREPABranch,
     keeps_shape,
 )
+from .orepa import OREPAConv2d
 
 #: Initial scales of the OREPA block in a RepVGG block, which has no 1x1 branch: the RepVGG block
 #: has one of its own.
@@ -61,5 +62,9 @@ class OREPARepVGGConv2d(RepVGGConv2d):
         ['original', 'average', 'prior', 'pointwise_kxk', 'separable']
     """
 
-    def new_original(self, norm: MakeNorm | None, branches=BRANCHES, **options) -> ConvBranch:
-        return OREPABranch(self, norm, branches=branches, slope=SLOPE, **options)
+    options = RepVGGConv2d.options + OREPAConv2d.options
+
+    def new_original(
+        self, norm: MakeNorm | None, branches=BRANCHES, slope: float = SLOPE, **options
+    ) -> ConvBranch:
+        return OREPABranch(self, norm, branches=branches, slope=slope, **options)

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmorepa.convs import OREPAConv2d
 from mmorepa.convs.branches import KXK, POINTWISE
+from mmorepa.convs.rows import as_kernel
 from support import make_trained_like
 
 MODES_AGREE = 1e-5  # online against offline, float32, relative to the largest output
@@ -146,19 +147,19 @@ class TestInitialValues:
     @pytest.mark.parametrize(
         'make, name, shape, fan_in, slope',
         [
-            (dict(kernel_size=3), 'original.weight', (48, 32, 3, 3), 288, 0),
+            (dict(kernel_size=3), 'original.weight', (48, 9, 32), 288, 0),
             (dict(kernel_size=3), 'average.weight', (48, 32, 1, 1), 32, 0),
             (dict(kernel_size=3), 'prior.weight', (48, 32, 1, 1), 32, 0),
             (dict(kernel_size=3), 'pointwise.weight', (48, 32, 1, 1), 32, 0),
-            (dict(kernel_size=3), 'pointwise_kxk.weight', (48, 32, 3, 3), 288, 0),
-            (dict(kernel_size=3), 'separable.depthwise', (256, 1, 3, 3), 9, 0),
-            (dict(kernel_size=3), 'separable.pointwise', (48, 256, 1, 1), 256, 0),
-            (dict(kernel_size=3, groups=4), 'pointwise_kxk.weight', (48, 8, 3, 3), 72, 0),
-            (dict(kernel_size=3, groups=8), 'pointwise_kxk.weight', (48, 8, 3, 3), 72, 0),
-            (dict(kernel_size=3, groups=8), 'separable.pointwise', (48, 32, 1, 1), 32, 0),
-            (dict(kernel_size=1), 'original.weight', (48, 32, 1, 1), 32, 1),
+            (dict(kernel_size=3), 'pointwise_kxk.weight', (48, 9, 32), 288, 0),
+            (dict(kernel_size=3), 'separable.depthwise', (8, 9, 32), 9, 0),
+            (dict(kernel_size=3), 'separable.pointwise', (48, 8, 32), 256, 0),
+            (dict(kernel_size=3, groups=4), 'pointwise_kxk.weight', (48, 9, 8), 72, 0),
+            (dict(kernel_size=3, groups=8), 'pointwise_kxk.weight', (48, 9, 8), 72, 0),
+            (dict(kernel_size=3, groups=8), 'separable.pointwise', (48, 8, 4), 32, 0),
+            (dict(kernel_size=1), 'original.weight', (48, 1, 32), 32, 1),
             (dict(kernel_size=1), 'pointwise_pointwise.second', (48, 32, 1, 1), 32, 1),
-            (dict(kernel_size=7), '1.original.weight', (48, 48, 3, 3), 432, 0),
+            (dict(kernel_size=7), '1.original.weight', (48, 9, 48), 432, 0),
         ],
     )
     def test_random_parameters(self, make, name, shape, fan_in, slope):
@@ -212,7 +213,7 @@ class TestBranchChoice:
             'pointwise.weight',
         ]
         assert (conv.kernel.original.scale == 0.75).all()
-        expected = conv.kernel.original.weight * 0.75
+        expected = as_kernel(conv.kernel.original.weight, 3) * 0.75
         expected[:, :, 1, 1] += conv.kernel.pointwise.weight[:, :, 0, 0]
         torch.testing.assert_close(conv.squeeze(), expected)
 
@@ -378,3 +379,19 @@ class TestLifeCycle:
         x = torch.randn(1, 4, 9, 9, dtype=torch.float64)
         assert conv(x).shape == plain(x).shape
         assert conv.bias is None
+
+
+@pytest.mark.parametrize('geometry', [(4, 8, 3), (4, 8, 1), (8, 8, 3, 1, 0, 1, 8), (3, 8, 7)])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('grad', [True, False])
+def test_output_lies_in_memory_as_the_input_does(geometry, memory_format, grad):
+    """Operators that mind the strides, such as mmcv's deformable convolution, come behind."""
+    conv = OREPAConv2d(*geometry).eval()
+    plain = nn.Conv2d(*geometry).eval()
+    x = torch.randn(2, geometry[0], 9, 9).contiguous(memory_format=memory_format)
+    with torch.set_grad_enabled(grad):
+        assert conv.weight.stride() == plain.weight.stride()
+        found, expected = conv(x), plain.to(memory_format=memory_format)(x)
+    assert found.stride() == expected.stride()
+    deployed = conv.switch_to_deploy()
+    assert deployed.weight.stride() == nn.Conv2d(*geometry).weight.stride()

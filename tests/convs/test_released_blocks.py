@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from mmorepa.convs import DBBConv2d, OREPARepVGGConv2d, RepVGGConv2d
+from mmorepa.convs.branches import filters_first, shares_first
+from mmorepa.convs.rows import as_rows
 
 RELEASED = 1e-6  # relative; the release rounds its constants to float32
 
@@ -76,6 +78,12 @@ def tensors(case: str, kind: str) -> dict[str, torch.Tensor]:
                 old for old in NAMES if name == old or (old[-1] == '.' and name.startswith(old))
             ]
             old = max(fits, key=len)
+            if name.endswith('gconv_dw'):
+                value = filters_first(value)
+            elif name.endswith('gconv_pw'):
+                value = shares_first(value)
+            elif name.endswith(('origin', 'kxk_conv2')):
+                value = as_rows(value)
             found[NAMES[old] + name.removeprefix(old)] = value
     return found
 

@@ -1,0 +1,98 @@
+"""The sum of an OREPA block's branches as one autograd function.
+
+The plain statement of it, ``sum(branch.kernel())``, is dozens of small operations, of which
+autograd keeps every intermediate kernel. Here a block is one operation that keeps its parameters
+and nothing else: its branches add themselves to one tensor in turn, and the backward pass goes
+over the gradient of the kernel once a branch. What remains to be computed is the product of the
+1x1 - k x k branch, its two products backward, and passes over memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from .rows import as_kernel, as_rows
+
+_by_reference = False
+
+
+def sum_of_kernels(block: nn.Module) -> Tensor:
+    """The sum of a block's scaled kernels, (O, I/g, k, k), in channels_last memory format.
+
+    Args:
+        block (nn.Module): Its children are branches of the same geometry.
+    """
+    # A compiler fuses the plain statement by itself.
+    if _by_reference or torch.compiler.is_compiling():
+        return reduce(torch.add, [branch.kernel() for branch in block.children()])
+    names, tensors = [], []
+    for name, branch in block.named_children():
+        own = branch.tensors()
+        names += [(name, key) for key in own]
+        tensors += own.values()
+    return _SumOfKernels.apply(block, names, *tensors)
+
+
+@contextlib.contextmanager
+def by_reference() -> Iterator[None]:
+    """Sum up the kernels as the formula has it: for tests, and for forward-mode derivatives."""
+    global _by_reference
+    before, _by_reference = _by_reference, True
+    try:
+        yield
+    finally:
+        _by_reference = before
+
+
+class _SumOfKernels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, block: nn.Module, names: list[tuple[str, str]], *tensors: Tensor) -> Tensor:
+        ctx.block, ctx.names = block, names
+        ctx.save_for_backward(*tensors)
+        own = _by_branch(names, tensors)
+        # The one with a product of its own size begins, so that the others add to that.
+        first, *others = sorted(own, key=lambda name: name != 'pointwise_kxk')
+        rows = getattr(block, first).new_rows(**own[first])
+        for name in others:
+            getattr(block, name).add_rows(rows, **own[name])
+        return as_kernel(rows, getattr(block, first).kernel_size)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        # A backward pass may run under autocast; kernels keep their precision all the same.
+        with torch.autocast(grad.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                return None, None, *_differentiable(ctx.block, ctx.names, tensors, wanted, grad)
+            grad = as_rows(grad)
+            own, wants = _by_branch(ctx.names, tensors), _by_branch(ctx.names, wanted)
+            gradients = {
+                (name, key): gradient
+                for name, branch in ctx.block.named_children()
+                if any(wants[name].values())
+                for key, gradient in branch.pull_back(grad, **own[name]).items()
+            }
+        found = [gradients.get(name) if wants else None for name, wants in zip(ctx.names, wanted)]
+        return None, None, *found
+
+
+def _differentiable(block, names, tensors, wanted, grad) -> list[Tensor | None]:
+    """The gradients with a graph of their own, for a second derivative; by the plain statement."""
+    own = {'.'.join(name): tensor for name, tensor in zip(names, tensors)}
+    with by_reference():
+        kernel = torch.func.functional_call(block, own, ())
+    inputs = [tensor for tensor, wants in zip(tensors, wanted) if wants]
+    gradients = iter(torch.autograd.grad(kernel, inputs, grad, create_graph=True))
+    return [next(gradients) if wants else None for wants in wanted]
+
+
+def _by_branch(names: list[tuple[str, str]], values) -> dict[str, dict]:
+    own = {}
+    for (name, key), value in zip(names, values):
+        own.setdefault(name, {})[key] = value
+    return own
