@@ -9,13 +9,11 @@ comparison. And ``add_rows()`` with its derivative ``pull_back()`` is what train
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from . import kernels
-from .rows import as_kernel, as_rows, dot, matmul, scaled
+from .rows import as_kernel, as_rows, dot, matmul, part_length, scaled
 
 #: Initial scales of the k x k block, 3 <= k < 7, in the paper's order.
 KXK = dict(original=0.25, average=0.25, prior=0.0, pointwise_kxk=0.5, pointwise=1.0, separable=0.5)
@@ -24,9 +22,6 @@ POINTWISE = dict(original=1.0, pointwise_pointwise=0.5)
 
 #: Filters a channel in the depthwise part of the separable branch.
 SEPARABLE_MULTIPLIER = 8
-
-#: How many numbers to go over at a time where they are gone over again and again.
-CACHED = 2**18
 
 
 class Branch(nn.Module):
@@ -132,6 +127,13 @@ class Original(Branch):
 
     def pull_back(self, grad: Tensor, weight: Tensor, scale: Tensor | None = None):
         return dict(weight=scaled(grad, scale), scale=dot(grad, weight))
+
+    def pull_back_in_place(self, grad: Tensor, weight: Tensor, scale: Tensor | None = None):
+        """As :meth:`pull_back`; ``grad`` becomes the gradient of the weight."""
+        to_scale = dot(grad, weight)
+        if scale is not None:
+            grad.mul_(scale.reshape(-1, 1, 1))
+        return dict(weight=grad, scale=to_scale)
 
 
 class PointwiseBranch(Branch):
@@ -336,8 +338,9 @@ class Separable(Branch):
         self, rows: Tensor, depthwise: Tensor, pointwise: Tensor, scale: Tensor | None = None
     ) -> None:
         filters = self._filters(depthwise)
-        shares = self._grouped(scaled(pointwise, scale))
-        for some_rows, some_shares in self._in_parts(self._grouped(rows), shares):
+        parts = zip(*self._in_parts(self._grouped(rows), pointwise, scale))
+        for some_rows, some_shares, some_scales in parts:
+            some_shares = some_shares * some_scales
             for e in range(SEPARABLE_MULTIPLIER):
                 some_rows.addcmul_(some_shares[:, :, e, None], filters[:, None, e])
 
@@ -345,33 +348,43 @@ class Separable(Branch):
         self, grad: Tensor, depthwise: Tensor, pointwise: Tensor, scale: Tensor | None = None
     ):
         filters = self._filters(depthwise)
-        shares = self._grouped(scaled(pointwise, scale))
         grad = self._grouped(grad)
         to_pointwise = torch.zeros_like(pointwise)
-        for some_grad, to_shares in self._in_parts(grad, self._grouped(to_pointwise)):
-            for position in range(grad.shape[2]):
-                to_shares.addcmul_(some_grad[:, :, position, None], filters[:, None, :, position])
         # (g, 32, 8, k^2, I/g): sums beside each other, since one would be too short a vector.
         beside = min(32, grad.shape[1])
         sums = grad.new_zeros(
             self.groups, beside, SEPARABLE_MULTIPLIER, grad.shape[2], grad.shape[3]
         )
-        for some_grad, some_shares in zip(grad.split(beside, 1), shares.split(beside, 1)):
-            sums[:, : some_grad.shape[1]].addcmul_(some_shares.unsqueeze(3), some_grad.unsqueeze(2))
-        to_filters = sums.sum(1).permute(1, 2, 0, 3)
+        parts = zip(
+            *self._in_parts(grad, pointwise, scale),
+            self._grouped(to_pointwise).split(part_length(grad, 1), 1),
+        )
+        for some_grad, some_shares, some_scales, to_shares in parts:
+            for position in range(grad.shape[2]):
+                to_shares.addcmul_(some_grad[:, :, position, None], filters[:, None, :, position])
+            some_shares = some_shares * some_scales
+            for one_grad, one_share in zip(
+                some_grad.split(beside, 1), some_shares.split(beside, 1)
+            ):
+                sums[:, : one_grad.shape[1]].addcmul_(one_share.unsqueeze(3), one_grad.unsqueeze(2))
         to_scale = dot(to_pointwise, pointwise)
         if scale is not None:
             to_pointwise.mul_(scale.reshape(-1, 1, 1))
         return dict(
-            depthwise=to_filters.flatten(2),
+            depthwise=sums.sum(1).permute(1, 2, 0, 3).flatten(2),
             pointwise=to_pointwise,
             scale=to_scale,
         )
 
-    def _in_parts(self, rows: Tensor, shares: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parts of ``rows`` (g, O/g, k^2, I/g) and ``shares`` that a core's cache can hold."""
-        part = max(1, CACHED * rows.shape[1] // rows.numel())
-        return zip(rows.split(part, 1), shares.split(part, 1))
+    def _in_parts(self, rows: Tensor, pointwise: Tensor, scale: Tensor | None) -> list[tuple]:
+        """Parts of ``rows`` (g, O/g, k^2, I/g), of the shares and of the scales that go with them.
+
+        A part is what a core's cache can hold.
+        """
+        if scale is None:
+            scale = pointwise.new_ones(len(pointwise))
+        tensors = rows, self._grouped(pointwise), self._grouped(scale.reshape(-1, 1, 1))
+        return [tensor.split(part_length(rows, 1), 1) for tensor in tensors]
 
     def _filters(self, depthwise: Tensor) -> Tensor:
         """(g, 8, k^2, I/g)"""

@@ -69,14 +69,18 @@ class _SumOfKernels(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             if torch.is_grad_enabled():
                 return None, None, *_differentiable(ctx.block, ctx.names, tensors, wanted, grad)
-            grad = as_rows(grad)
+            rows = as_rows(grad)
+            is_copy = rows.data_ptr() != grad.data_ptr()
             own, wants = _by_branch(ctx.names, tensors), _by_branch(ctx.names, wanted)
-            gradients = {
-                (name, key): gradient
-                for name, branch in ctx.block.named_children()
-                if any(wants[name].values())
-                for key, gradient in branch.pull_back(grad, **own[name]).items()
-            }
+            gradients = {}
+            # The one whose gradient is that of the kernel, but for a scale, comes last.
+            for name in sorted(own, key=lambda name: name == 'original'):
+                if any(wants[name].values()):
+                    branch = getattr(ctx.block, name)
+                    is_last = name == 'original' and is_copy
+                    pull_back = branch.pull_back_in_place if is_last else branch.pull_back
+                    found = pull_back(rows, **own[name])
+                    gradients |= {(name, key): gradient for key, gradient in found.items()}
         found = [gradients.get(name) if wants else None for name, wants in zip(ctx.names, wanted)]
         return None, None, *found
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: How many numbers to go over at a time where they are gone over again and again.
+CACHED = 2**18
+
 
 def as_rows(kernel: Tensor) -> Tensor:
     """(O, I/g, k, k) to (O, k^2, I/g); without a copy, if it is in channels_last format."""
@@ -38,7 +41,19 @@ def scaled(rows: Tensor, scale: Tensor | None) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner products of the rows of two tensors (O, m, n), (O,)."""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    # In parts: torch writes the products down before it adds them up.
+    pairs = zip(in_parts(a.flatten(1)), in_parts(b.flatten(1)))
+    return torch.cat([torch.linalg.vecdot(x, y) for x, y in pairs])
+
+
+def in_parts(rows: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    """``rows`` split up along ``dim``, each part small enough for a core's cache."""
+    return rows.split(part_length(rows, dim), dim)
+
+
+def part_length(rows: Tensor, dim: int = 0) -> int:
+    """The length along ``dim`` of such a part."""
+    return max(1, CACHED * rows.shape[dim] // max(1, rows.numel()))
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

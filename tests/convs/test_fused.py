@@ -76,7 +76,7 @@ def test_for_every_subset_of_branches(size, names, scales):
 
 def test_in_parts(monkeypatch):
     """As blocks are gone over that are too large for a cache."""
-    monkeypatch.setattr('mmorepa.convs.branches.CACHED', 100)
+    monkeypatch.setattr('mmorepa.convs.rows.CACHED', 100)
     torch.manual_seed(0)
     conv = make_trained_like(OREPAConv2d(6, 70, 3, groups=2)).double()
     assert_equal(conv, torch.randn(70, 3, 3, 3, dtype=torch.float64))
