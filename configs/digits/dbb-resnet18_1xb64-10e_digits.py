@@ -1,0 +1,3 @@
+_base_ = ['./resnet18_1xb64-10e_digits.py']
+
+model = dict(backbone=dict(type='OREPAResNet', reparam='DBB'))

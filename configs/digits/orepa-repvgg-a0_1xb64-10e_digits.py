@@ -1,0 +1,3 @@
+_base_ = ['./plain-repvgg-a0_1xb64-10e_digits.py']
+
+model = dict(backbone=dict(reparam='OREPA'))

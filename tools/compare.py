@@ -1,0 +1,96 @@
+#!/usr/bin/env python
+"""Compare configs over seeds: python tools/compare.py CONFIG [CONFIG ...] --out DIR."""
+
+import argparse
+import signal
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from mmorepa import cli
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Train every config with every seed, each run in a process of its own, and '
+        'compare the metric, the time of a step, memory and parameters. Prints a Markdown table; '
+        'writes table.md, table.json and figure.png. Finished runs are kept: called again, the '
+        'command goes on where it stopped, and it exits with 1 while a run fails.'
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='the config files')
+    parser.add_argument(
+        '--seeds', nargs='+', type=seed, default=[0, 1, 2], metavar='N', help='(default: 0 1 2)'
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='where runs and results go'
+    )
+    parser.add_argument(
+        '--metric', metavar='NAME', help='what to compare (default: the first of the test metrics)'
+    )
+    parser.add_argument(
+        '--deterministic',
+        action='store_true',
+        help='deterministic algorithms alone; on a CPU runs repeat themselves without it',
+    )
+    cli.add_config_options(parser)
+    parser.add_argument(
+        '--cfg-options-for',
+        nargs='+',
+        action=OptionsFor,
+        default=[],
+        metavar=('PATTERN', 'KEY=VALUE'),
+        help="change fields of the configs whose name (without .py) matches, '*' standing for "
+        'anything; may be given several times',
+    )
+    return parser.parse_args()
+
+
+def seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f'{text} is no seed, wanted 0 to {2**32 - 1}')
+    return number
+
+
+class OptionsFor(DictAction):
+    """A pattern, then fields as ``--cfg-options`` takes them."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        pattern, *fields = values
+        if '=' in pattern or not fields or not all('=' in text for text in fields):
+            parser.error(f'{option_string} wants a PATTERN, then KEY=VALUE: got {" ".join(values)}')
+        parsed = argparse.Namespace()
+        super().__call__(parser, parsed, fields, option_string)
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*before, (pattern, getattr(parsed, self.dest))])
+
+
+def main() -> int:
+    args = parse_args()
+    from mmorepa.analysis import compare, compare_report
+
+    # So that an ended command takes the run that is going on with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    jobs = compare.plan(
+        args.configs,
+        args.seeds,
+        args.out,
+        args.cfg_options,
+        args.cfg_options_for,
+        args.deterministic,
+    )
+    outcome = compare.run_all(jobs)
+    failures = [f'{job.name} seed {job.seed}: {reason}' for job, reason in outcome.failures]
+    if not outcome.records:
+        return 1
+    report = compare_report.summarize(outcome.records, failures, args.metric)
+    print(compare_report.to_markdown(report), end='')
+    compare_report.write_markdown(report, args.out / 'table.md')
+    compare_report.write_json(report, args.out / 'table.json')
+    compare_report.write_plot(report, args.out / 'figure.png')
+    agree = all(summary.deploy_agrees for summary in report.summaries)
+    return 0 if agree and not failures else 1
+
+
+if __name__ == '__main__':
+    cli.run(main)
