@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
-from .rows import as_kernel, as_rows, dot, matmul, part_length, scaled
+from .rows import as_kernel, as_rows, dot, goes_in_passes, matmul, part_length, scaled
 
 #: Initial scales of the k x k block, 3 <= k < 7, in the paper's order.
 KXK = dict(original=0.25, average=0.25, prior=0.0, pointwise_kxk=0.5, pointwise=1.0, separable=0.5)
@@ -338,6 +338,10 @@ class Separable(Branch):
         self, rows: Tensor, depthwise: Tensor, pointwise: Tensor, scale: Tensor | None = None
     ) -> None:
         filters = self._filters(depthwise)
+        if not goes_in_passes(rows):
+            shares = self._grouped(scaled(pointwise, scale))
+            rows.add_(torch.einsum('goei,geki->goki', shares, filters).reshape(rows.shape))
+            return
         parts = zip(*self._in_parts(self._grouped(rows), pointwise, scale))
         for some_rows, some_shares, some_scales in parts:
             some_shares = some_shares * some_scales
@@ -349,6 +353,24 @@ class Separable(Branch):
     ):
         filters = self._filters(depthwise)
         grad = self._grouped(grad)
+        if goes_in_passes(grad):
+            to_filters, to_pointwise = self._pull_back_in_passes(grad, filters, pointwise, scale)
+        else:
+            shares = self._grouped(scaled(pointwise, scale))
+            to_filters = torch.einsum('goki,goei->geki', grad, shares)
+            to_pointwise = torch.einsum('goki,geki->goei', grad, filters).reshape(pointwise.shape)
+        to_scale = dot(to_pointwise, pointwise)
+        if scale is not None:
+            to_pointwise.mul_(scale.reshape(-1, 1, 1))
+        return dict(
+            depthwise=to_filters.permute(1, 2, 0, 3).flatten(2),
+            pointwise=to_pointwise,
+            scale=to_scale,
+        )
+
+    def _pull_back_in_passes(
+        self, grad: Tensor, filters: Tensor, pointwise: Tensor, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         to_pointwise = torch.zeros_like(pointwise)
         # (g, 32, 8, k^2, I/g): sums beside each other, since one would be too short a vector.
         beside = min(32, grad.shape[1])
@@ -367,14 +389,7 @@ class Separable(Branch):
                 some_grad.split(beside, 1), some_shares.split(beside, 1)
             ):
                 sums[:, : one_grad.shape[1]].addcmul_(one_share.unsqueeze(3), one_grad.unsqueeze(2))
-        to_scale = dot(to_pointwise, pointwise)
-        if scale is not None:
-            to_pointwise.mul_(scale.reshape(-1, 1, 1))
-        return dict(
-            depthwise=sums.sum(1).permute(1, 2, 0, 3).flatten(2),
-            pointwise=to_pointwise,
-            scale=to_scale,
-        )
+        return sums.sum(1), to_pointwise
 
     def _in_parts(self, rows: Tensor, pointwise: Tensor, scale: Tensor | None) -> list[tuple]:
         """Parts of ``rows`` (g, O/g, k^2, I/g), of the shares and of the scales that go with them.

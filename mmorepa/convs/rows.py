@@ -46,6 +46,15 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([torch.linalg.vecdot(x, y) for x, y in pairs])
 
 
+def goes_in_passes(rows: Tensor) -> bool:
+    """Whether many passes over parts in a cache are quicker here than few operations.
+
+    So it is on a CPU, where batched products of eight numbers are slow; elsewhere each operation
+    has to be launched.
+    """
+    return rows.device.type == 'cpu'
+
+
 def in_parts(rows: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """``rows`` split up along ``dim``, each part small enough for a core's cache."""
     return rows.split(part_length(rows, dim), dim)
@@ -53,6 +62,8 @@ def in_parts(rows: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
 
 def part_length(rows: Tensor, dim: int = 0) -> int:
     """The length along ``dim`` of such a part."""
+    if not goes_in_passes(rows):
+        return rows.shape[dim]
     return max(1, CACHED * rows.shape[dim] // max(1, rows.numel()))
 
 

@@ -82,6 +82,16 @@ def test_in_parts(monkeypatch):
     assert_equal(conv, torch.randn(70, 3, 3, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize('groups', [1, 2])
+def test_as_on_other_devices(monkeypatch, groups):
+    """Where few large operations are better than many small ones."""
+    for module in ('rows', 'branches'):
+        monkeypatch.setattr(f'mmorepa.convs.{module}.goes_in_passes', lambda rows: False)
+    torch.manual_seed(0)
+    conv = make_trained_like(OREPAConv2d(6, 8, 3, groups=groups)).double()
+    assert_equal(conv, torch.randn(8, 6 // groups, 3, 3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize('kernel_size', [1, 3, 7])
 def test_in_float32(kernel_size):
     torch.manual_seed(0)
