@@ -1,0 +1,90 @@
+"""Finding what generates the kernels of a network, here and in the released code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from ..convs.generated import GeneratedConv2d
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What makes one kernel.
+
+    Attributes:
+        module (nn.Module): The block.
+        method (str): Which of its methods does it, ``'squeeze'`` here and ``'weight_gen'`` in the
+            released code.
+    """
+
+    module: nn.Module
+    method: str
+
+    def __call__(self) -> Tensor:
+        """The kernel, (O, I/g, k, k), with a graph back to the parameters."""
+        return getattr(self.module, self.method)()
+
+
+def generators(network: nn.Module) -> list[Generator]:
+    """What makes kernels in every training step of ``network``.
+
+    Blocks whose parameters are all frozen keep their kernels, and offline blocks make none.
+    """
+    found, inside = [], set()
+    for module in network.modules():
+        if module in inside or not any(p.requires_grad for p in module.parameters()):
+            continue
+        if isinstance(module, GeneratedConv2d):
+            if getattr(module, 'online', True):
+                found.append(Generator(module, 'squeeze'))
+        elif callable(getattr(module, 'weight_gen', None)):
+            found.append(Generator(module, 'weight_gen'))
+        else:
+            continue
+        # The released stem is made of blocks that make kernels themselves.
+        inside.update(module.modules())
+    return found
+
+
+@contextlib.contextmanager
+def watched(
+    network: nn.Module, begin: Callable[[], None], end: Callable[[Tensor], None]
+) -> Iterator[None]:
+    """Be told of the kernels of ``network``.
+
+    Args:
+        network (nn.Module): See there.
+        begin (Callable[[], None]): Called before a kernel is made.
+        end (Callable[[Tensor], None]): Called with the kernel when it is made, and again with what
+            is convolved with, which may be a copy in another memory format.
+    """
+    replaced = []
+
+    def replace(module: nn.Module, method: str, by: Callable) -> None:
+        setattr(module, method, partial(by, getattr(module, method)))
+        replaced.append((module, method))
+
+    def make(original):
+        begin()
+        kernel = original()
+        end(kernel)
+        return kernel
+
+    def convolve(original, x, weight, bias):
+        end(weight)
+        return original(x, weight, bias)
+
+    for generator in generators(network):
+        replace(generator.module, generator.method, make)
+        if isinstance(generator.module, GeneratedConv2d):
+            replace(generator.module, '_conv_forward', convolve)
+    try:
+        yield
+    finally:
+        for module, method in replaced:
+            delattr(module, method)

@@ -1,0 +1,68 @@
+"""Medians, quartiles and extremes of repeated measurements, and of their paired ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import quantiles
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How repeated measurements of one thing lie.
+
+    Attributes:
+        median (float): See there, as the following.
+        lower (float): Lower quartile.
+        upper (float): Upper quartile.
+        lowest (float): Of all.
+        highest (float): Of all.
+    """
+
+    median: float
+    lower: float
+    upper: float
+    lowest: float
+    highest: float
+
+    def times(self, factor: float) -> Spread:
+        """In another unit."""
+        return Spread(*(factor * value for value in vars(self).values()))
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """The spread of measurements; None of none.
+
+    Example:
+        >>> spread([4, 1, 3, 2])
+        Spread(median=2.5, lower=1.75, upper=3.25, lowest=1, highest=4)
+    """
+    if not values:
+        return None
+    if len(values) == 1:
+        return Spread(*[values[0]] * 5)
+    lower, median, upper = quantiles(values, n=4, method='inclusive')
+    return Spread(median, lower, upper, min(values), max(values))
+
+
+def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """``values`` over ``others``, repeat by repeat, as far as both have been measured.
+
+    What slows the machine for the length of a repeat is in both, and cancels.
+    """
+    return [a / b for a, b in zip(values, others)]
+
+
+def sums(*lists: Sequence[float]) -> list[float]:
+    """Several quantities added up, repeat by repeat; empty if one was not measured."""
+    return [sum(values) for values in zip(*lists)]
+
+
+def differences(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """``values`` less ``others``, repeat by repeat; ``values`` where the others are not there."""
+    return [a - b for a, b in zip(values, others)] if others else list(values)
+
+
+def digits(number: float) -> str:
+    """Three digits, never as a power of ten."""
+    return f'{number:.0f}' if abs(number) >= 100 else f'{number:.3g}'

@@ -1,0 +1,128 @@
+#!/usr/bin/env python
+"""What training and inference cost: python tools/benchmark.py none DBB OREPA --out DIR."""
+
+import argparse
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from mmorepa import cli
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Compare training steps, memory, evaluation and deploy form of a network with '
+        'different blocks, or of the models of configs, on random images. Prints Markdown tables; '
+        'writes benchmark.json, benchmark.md and pictures. Subjects take turns; the others are '
+        'compared with the first. Ctrl-C keeps what was measured so far.'
+    )
+    parser.add_argument(
+        'subjects',
+        nargs='*',
+        metavar='SUBJECT',
+        help='none, DBB, OREPA, OREPA-offline, another block, released-none, -DBB, -OREPA, or a '
+        'config file (default: the first four, with --released released-DBB and -OREPA too)',
+    )
+    parser.add_argument(
+        '--preset',
+        choices=['targets', 'paper'],
+        help="targets: all that the project's targets need; paper: what each component costs "
+        'offline and online. Both choose their own subjects and conditions',
+    )
+    what = parser.add_argument_group('what is measured')
+    what.add_argument(
+        '--network',
+        nargs='+',
+        metavar='NAME',
+        help='resnet18, resnet50, resnext50, repvgg-a0, ... (default: resnet18)',
+    )
+    what.add_argument('--batch', nargs='+', type=positive, metavar='N', help='(default: 8)')
+    what.add_argument(
+        '--size', nargs='+', type=positive, metavar='PIXELS', help='height and width (default: 224)'
+    )
+    what.add_argument(
+        '--width', nargs='+', type=float, metavar='FACTOR', help='on all channels (default: 1)'
+    )
+    what.add_argument(
+        '--grid',
+        action='store_true',
+        help='all combinations of these (default: one at a time, the others at their first value)',
+    )
+    what.add_argument(
+        '--frozen-stages', type=int, default=-1, metavar='N', help='as of the backbones'
+    )
+    what.add_argument(
+        '--measure',
+        nargs='+',
+        choices=['train', 'memory', 'eval'],
+        default=['train', 'memory', 'eval'],
+        help='(default: all)',
+    )
+    what.add_argument(
+        '--kernels',
+        nargs='+',
+        type=positive,
+        metavar='CHANNELS',
+        help='measure generating 3x3 and 1x1 kernels of so many channels as well',
+    )
+    what.add_argument(
+        '--released', metavar='PATH', help='a checkout of the released code, to be measured too'
+    )
+    how = parser.add_argument_group('how it is measured')
+    how.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+    how.add_argument('--threads', type=positive, metavar='N', help='of the CPU')
+    how.add_argument('--amp', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
+    how.add_argument('--channels-last', action='store_true', help='memory format')
+    how.add_argument('--compile', action='store_true', help='torch.compile')
+    how.add_argument(
+        '--optimizer',
+        choices=['default', 'foreach', 'fused'],
+        default='default',
+        help='implementation of SGD (default: the one torch chooses)',
+    )
+    how.add_argument('--repeats', type=positive, default=10, metavar='N', help='(default: 10)')
+    how.add_argument(
+        '--warm-up', type=int, default=3, metavar='N', help='repeats before (default: 3)'
+    )
+    how.add_argument(
+        '--steps',
+        type=positive,
+        metavar='N',
+        help='steps timed together in a repeat (default: 1 on a CPU, 4 on a GPU)',
+    )
+    parser.add_argument(
+        '--from-json',
+        type=Path,
+        metavar='FILE',
+        help='measure nothing: print and draw what an earlier benchmark.json holds',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/benchmark'),
+        metavar='DIR',
+        help='where results go (default: work_dirs/benchmark)',
+    )
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{text} is too few, wanted at least 1')
+    return number
+
+
+def main() -> None:
+    args = parse_args()
+    from mmorepa.benchmark import command
+
+    # So that an ended command keeps what it has measured.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    text = shlex.join(['python', *sys.argv])
+    print(command.show(args.from_json, args.out) if args.from_json else command.run(args, text))
+
+
+if __name__ == '__main__':
+    cli.run(main)
