@@ -119,7 +119,7 @@ def convert(
     return Conversion(
         source_form=source_form,
         form=form,
-        blocks=count(before, ReparamConv2d) - count(after, ReparamConv2d),
+        blocks=count_blocks(before),
         norms=count(before, _BatchNorm) - count(after, _BatchNorm),
         parameters=(count_parameters(before), count_parameters(after)),
         bytes=(count_bytes(before), count_bytes(after)),
@@ -161,6 +161,13 @@ def _forget_pretrained(node) -> None:
     elif isinstance(node, list):
         for item in node:
             _forget_pretrained(item)
+
+
+def count_blocks(model: nn.Module) -> int:
+    """The number of blocks in ``model``; one inside of another is part of it."""
+    if isinstance(model, ReparamConv2d):
+        return 1
+    return sum(count_blocks(child) for child in model.children())
 
 
 def count(model: nn.Module, kind: type[nn.Module]) -> int:

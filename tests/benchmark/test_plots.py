@@ -2,8 +2,8 @@
 
 import matplotlib.image
 import pytest
-from benchmark.made_up import MIB, kernel_result, measured, network_result, results
 
+from benchmark.made_up import MIB, kernel_result, measured, network_result, results
 from mmorepa.benchmark import plots
 from mmorepa.benchmark.plan import ladder
 from mmorepa.benchmark.results import Measured

@@ -1,8 +1,8 @@
 """What is printed, from numbers that are known."""
 
 import pytest
-from benchmark.made_up import GPU, MIB, kernel_result, measured, network_result, results
 
+from benchmark.made_up import GPU, MIB, kernel_result, measured, network_result, results
 from mmorepa.benchmark.growth import lines, sentences
 from mmorepa.benchmark.report import mebibytes, times, to_markdown, write_markdown
 from mmorepa.benchmark.results import Measured

@@ -1,8 +1,8 @@
 """Every target is measured by the preset, and judged by the right numbers."""
 
 import pytest
-from benchmark.made_up import GPU, kernel_result, measured, network_result, results
 
+from benchmark.made_up import GPU, kernel_result, measured, network_result, results
 from mmorepa.benchmark import targets
 from mmorepa.benchmark.plan import KernelCase, NetworkCase
 from mmorepa.benchmark.results import CaseResult, Measured

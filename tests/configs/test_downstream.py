@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from downstream import SIZE, narrow, on_digits
-from mmorepa import OREPAConv2d
 from mmorepa.checkpoints.conversion import build_model, convert
+from mmorepa.convs import ReparamConv2d
 from mmorepa.datasets.digits import write_cityscapes, write_coco
 from support import ROOT, make_trained_like
 
@@ -21,7 +21,8 @@ DIGITS = sorted(
     for pattern in ('retinanet', 'pspnet')
     for path in (ROOT / 'configs' / 'digits').glob(f'{pattern}*.py')
 )
-OREPA = [path for path in COCO + CITYSCAPES if 'orepa' in path.name]
+#: In the name of a config, what ``reparam`` of its backbone is.
+BLOCKS = {'orepa-': None, 'dbb-': 'DBB'}
 
 
 def stem(path):
@@ -45,21 +46,27 @@ def digits(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('path', OREPA, ids=stem)
+def block(path):
+    """The key of :data:`BLOCKS` that the name of a config has, or None."""
+    return next((prefix for prefix in BLOCKS if f'_{prefix}' in path.name), None)
+
+
+@pytest.mark.parametrize('path', filter(block, COCO + CITYSCAPES), ids=stem)
 def test_siblings_differ_in_the_backbone_alone(path):
+    prefix = block(path)
     ours = load(path).to_dict()
-    plain = load(path.with_name(path.name.replace('orepa-', ''))).to_dict()
+    plain = load(path.with_name(path.name.replace(prefix, ''))).to_dict()
     backbones = [config['model'].pop('backbone') for config in (ours, plain)]
     assert ours == plain
     assert [backbone.pop('type') for backbone in backbones] == ['OREPAResNet', 'ResNet']
+    assert backbones[0].pop('reparam', None) == BLOCKS[prefix]
     checkpoints = [backbone['init_cfg'].pop('checkpoint') for backbone in backbones]
     depth = backbones[0]['depth']
     assert checkpoints == [
-        f'work_dirs/{prefix}resnet{depth}_4xb64-120e_in1k/epoch_120.pth'
-        for prefix in ('orepa-', '')
+        f'work_dirs/{kind}resnet{depth}_4xb64-120e_in1k/epoch_120.pth' for kind in (prefix, '')
     ]
     assert backbones[0] == backbones[1]
-    assert (ROOT / 'configs' / 'imagenet' / f'orepa-resnet{depth}_4xb64-120e_in1k.py').exists()
+    assert (ROOT / 'configs' / 'imagenet' / f'{prefix}resnet{depth}_4xb64-120e_in1k.py').exists()
 
 
 @pytest.mark.parametrize('path', COCO + CITYSCAPES + DIGITS, ids=stem)
@@ -76,8 +83,8 @@ def test_trains_evaluates_and_converts(path, digits, tmp_path):
     runner.train()
     assert runner.iter == 1
     assert any('/' in key or 'mIoU' in key for key in runner.message_hub.log_scalars)
-    blocks = sum(isinstance(module, OREPAConv2d) for module in runner.model.modules())
-    assert (blocks > 0) == ('orepa' in path.name)
+    blocks = sum(isinstance(module, ReparamConv2d) for module in runner.model.modules())
+    assert (blocks > 0) == (block(path) is not None)
     # Training began from the checkpoint: one warm-up step moves nothing far.
     for name, value in runner.model.backbone.named_parameters():
         assert (value - pretrained[name]).abs().max() < 0.1, name

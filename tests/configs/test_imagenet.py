@@ -1,6 +1,10 @@
-"""The ImageNet configs: siblings, the released recipe, and a normal ImageNet folder."""
+"""The ImageNet configs: siblings, ablations, the released recipe, and a normal ImageNet folder."""
 
+import copy
+import functools
 import math
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -12,39 +16,219 @@ from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 from PIL import Image
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmorepa import OREPAConv2d
-from mmorepa.checkpoints.conversion import build_model, count_parameters
-from support import ROOT
+from mmorepa.checkpoints.conversion import build_model
+from mmorepa.convs import ReparamConv2d
+from mmorepa.convs.branches import KXK
+from mmorepa.convs.orepa import BranchSum, DeepLinearStem
+from support import ROOT, run
 
 FOLDER = ROOT / 'configs' / 'imagenet'
-DEPTHS = (18, 34, 50, 101)
+SUFFIX = '_4xb64-120e_in1k'
+SCRIPT = runpy.run_path(str(ROOT / 'docs' / 'parameters.py'))
+RESNETS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet18-w1.5', 'resnet18-w2')
+REPVGGS = tuple(f'repvgg-{v}' for v in 'a0 a1 a2 b0 b1 b1g2 b1g4 b2 b3 d2se'.split())
+PLAIN = (*RESNETS, 'resnext50-32x4d', *(f'plain-{name}' for name in REPVGGS))
+#: Each re-parameterised config: its plain sibling, and what its backbone says instead.
+SIBLINGS = {
+    **{f'orepa-{name}': (name, dict(type='OREPAResNet')) for name in RESNETS},
+    **{f'dbb-{name}': (name, dict(type='OREPAResNet', reparam='DBB')) for name in RESNETS},
+    **{
+        f'{block.lower()}-resnet18': ('resnet18', dict(type='OREPAResNet', reparam=block))
+        for block in ('ACNet', 'ExpandNet', 'MobileOne')
+    },
+    'orepa-resnext50-32x4d': ('resnext50-32x4d', dict(type='OREPAResNeXt')),
+    'dbb-resnext50-32x4d': ('resnext50-32x4d', dict(type='OREPAResNeXt', reparam='DBB')),
+    **{name: (f'plain-{name}', dict(reparam='RepVGG')) for name in REPVGGS},
+    **{f'orepa-{name}': (f'plain-{name}', dict(reparam='OREPA')) for name in REPVGGS},
+}
+#: One config of each block and each kind of backbone that is quick to run.
+FAMILIES = (
+    'orepa-resnet18',
+    'dbb-resnet18',
+    'acnet-resnet18',
+    'expandnet-resnet18',
+    'mobileone-resnet18',
+    'plain-repvgg-a0',
+    'repvgg-a0',
+    'orepa-repvgg-a0',
+)
+ABLATIONS = sorted(
+    path.name.removesuffix(f'{SUFFIX}.py') for path in (FOLDER / 'ablations').glob('*.py')
+)
 # Two schedules over the same time: the cosine starts at iteration 0 instead of 5.
 SCHEDULE = 2e-5  # absolute, of a rate of 0.1 over 60,000 iterations
 
 
+@functools.cache
+def read(name):
+    with SCRIPT['quick_configs']():
+        return Config.fromfile(FOLDER / f'{name}{SUFFIX}.py')
+
+
 def load(name):
-    return Config.fromfile(FOLDER / f'{name}_4xb64-120e_in1k.py')
+    return copy.deepcopy(read(name))
 
 
-@pytest.mark.parametrize('depth', DEPTHS)
-class TestSiblings:
-    def test_differ_in_the_backbone_type_alone(self, depth):
-        ours = load(f'orepa-resnet{depth}').to_dict()
-        plain = load(f'resnet{depth}').to_dict()
-        assert ours['model']['backbone'].pop('type') == 'OREPAResNet'
-        assert plain['model']['backbone'].pop('type') == 'ResNet'
-        assert ours == plain
+def narrow(name):
+    """The config of a small network; the code it runs is the same."""
+    cfg = load(name)
+    is_repvgg = cfg.model.backbone.type == 'OREPARepVGG'
+    channels = 8 if is_repvgg else 4
+    cfg.model.backbone.base_channels = channels
+    if not is_repvgg:
+        cfg.model.backbone.stem_channels = channels
+    cfg.model.head.in_channels = cfg.model.head.in_channels * channels // 64
+    return cfg
 
-    def test_build_at_full_size(self, depth):
-        ours = build_model(load(f'orepa-resnet{depth}'))
-        plain = build_model(load(f'resnet{depth}'))
-        assert any(isinstance(module, OREPAConv2d) for module in ours.modules())
-        assert not any(isinstance(module, OREPAConv2d) for module in plain.modules())
-        assert count_parameters(ours) > count_parameters(plain)
-        # Published sizes of the plain networks, in millions.
-        published = {18: 11.69, 34: 21.80, 50: 25.56, 101: 44.55}[depth]
-        assert count_parameters(plain) / 1e6 == pytest.approx(published, abs=0.005)
+
+def build(name):
+    """The model at full size on the meta device."""
+    return SCRIPT['build'](load(name))
+
+
+def blocks(model):
+    """The blocks of a model by name, those inside others left out."""
+    found = {}
+    for name, module in model.backbone.named_modules():
+        if isinstance(module, ReparamConv2d) and not any(name.startswith(f'{n}.') for n in found):
+            found[name] = module
+    return found
+
+
+def test_all_configs_are_here():
+    names = {path.name.removesuffix(f'{SUFFIX}.py') for path in FOLDER.glob('*.py')}
+    assert names == {*PLAIN, *SIBLINGS}
+
+
+@pytest.mark.parametrize('name', SIBLINGS)
+def test_siblings_differ_in_the_backbone_alone(name):
+    plain_name, changes = SIBLINGS[name]
+    ours, plain = load(name).to_dict(), load(plain_name).to_dict()
+    plain['model']['backbone'].update(changes)
+    assert ours == plain
+
+
+@pytest.mark.parametrize('name', ABLATIONS)
+def test_ablations_differ_from_what_they_ablate_in_the_block_alone(name):
+    ours = load(f'ablations/{name}').to_dict()
+    ablated = load(next(n for n in sorted(SIBLINGS, key=len)[::-1] if name.startswith(f'{n}-')))
+    reparam = ours['model']['backbone'].pop('reparam')
+    block = ablated.model.backbone.pop('reparam', 'OREPA')
+    assert reparam['type'] == block
+    assert ours == ablated.to_dict()
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_the_head_fits_the_backbone(name):
+    model = build(name)
+    assert not blocks(model)
+    assert model(torch.empty(1, 3, 64, 64, device='meta'), mode='tensor').shape == (1, 1000)
+
+
+@pytest.mark.parametrize('factor', [1.5, 2])
+def test_wide_networks_are_wider_throughout(factor):
+    usual, wide = (
+        [m.out_channels for m in build(name).modules() if isinstance(m, nn.Conv2d)]
+        for name in ('resnet18', f'resnet18-w{factor:g}')
+    )
+    assert wide == [factor * channels for channels in usual]
+
+
+class TestAblations:
+    """Each of them is what its name says."""
+
+    @pytest.mark.parametrize('left_out', KXK)
+    def test_one_branch_left_out(self, left_out):
+        name = left_out.replace('_', '-')
+        self.check_branches(f'orepa-resnet18-no-{name}', [b for b in KXK if b != left_out])
+
+    def test_one_branch_left(self):
+        self.check_branches('orepa-resnet18-only-original', ['original'])
+
+    def check_branches(self, name, expected):
+        model = build(f'ablations/{name}')
+        sums = [module for module in model.modules() if isinstance(module, BranchSum)]
+        assert len(sums) == 19  # three in the stem, and sixteen
+        for module in sums:
+            assert [branch for branch, _ in module.named_children()] == expected
+
+    def test_no_scales(self):
+        with_scales, without = (
+            {name for name, _ in build(config).named_parameters()}
+            for config in ('orepa-resnet18', 'ablations/orepa-resnet18-no-scales')
+        )
+        assert without == {name for name in with_scales if not name.endswith('.scale')}
+        assert len(without) < len(with_scales)
+
+    def test_no_deep_stem(self):
+        model = build('ablations/orepa-resnet18-no-deep-stem')
+        assert type(model.backbone.conv1) is nn.Conv2d
+        assert not any(isinstance(module, DeepLinearStem) for module in model.modules())
+        assert list(blocks(model)) == [n for n in blocks(build('orepa-resnet18')) if n != 'conv1']
+
+    def test_some_stages(self):
+        names = list(blocks(build('ablations/orepa-resnet18-layer34')))
+        assert len(names) == 8
+        assert all(name.startswith(('layer3.', 'layer4.')) for name in names)
+
+    def test_offline(self):
+        found = blocks(build('ablations/orepa-resnet18-offline')).values()
+        assert len(found) == 17
+        assert not any(block.online for block in found)
+
+    def test_no_1x1(self):
+        model = build('ablations/orepa-resnet50-no-1x1')
+        usual = blocks(build('orepa-resnet50'))
+        found = blocks(model)
+        assert list(found) == [name for name, b in usual.items() if b.kernel_size != (1, 1)]
+        assert len(found) == 17
+
+    @pytest.mark.parametrize('name', ['dbb-resnet18', 'repvgg-a0'])
+    def test_no_branch_norm(self, name):
+        model = build(f'ablations/{name}-no-branch-norm')
+        found = blocks(model)
+        assert list(found) == list(blocks(build(name)))
+        for block in found.values():
+            assert not any(isinstance(module, _BatchNorm) for module in block.modules())
+        plain = build(SIBLINGS[name][0])
+        norms = (
+            sum(isinstance(module, _BatchNorm) for module in net.modules())
+            for net in (model, plain)
+        )
+        assert next(norms) == next(norms)
+
+    def test_no_shortcuts(self):
+        model = build('ablations/orepa-repvgg-a0-no-shortcuts')
+        found = blocks(model)
+        assert len(found) == 22
+        assert all(type(block) is OREPAConv2d for block in found.values())
+
+
+def test_a_fresh_process_builds_one_of_each_family():
+    """With nothing imported but MMEngine: the configs name what they need."""
+    code = """
+import sys
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+init_default_scope('mmpretrain')
+for path in sys.argv[1:]:
+    cfg = Config.fromfile(path)
+    print('built', type(MODELS.build(cfg.model).backbone).__name__)
+"""
+    names = ('orepa-repvgg-a0', 'dbb-resnet18', 'orepa-resnext50-32x4d')
+    paths = [FOLDER / f'{name}{SUFFIX}.py' for name in names]
+    said = run(ROOT, sys.executable, '-W', 'ignore', '-c', code, *paths)
+    for kind in ('OREPARepVGG', 'OREPAResNet', 'OREPAResNeXt'):
+        assert f'built {kind}\n' in said
+
+
+@pytest.mark.parametrize('name', [*PLAIN, *SIBLINGS, *(f'ablations/{n}' for n in ABLATIONS)])
+def test_every_config_imports_the_package(name):
+    imports = dict(imports=['mmorepa.pretrain'], allow_failed_imports=False)
+    assert load(name).custom_imports == imports
 
 
 def released_rate(i, total, warm_up=5, base=0.1):
@@ -119,9 +303,25 @@ class TestRecipe:
         assert groups['head.fc.weight'] == (0.1, 1e-4)
         assert groups['head.fc.bias'] == (0.2, 0)
 
-    def test_initial_values_are_pytorchs_own(self):
+    @pytest.mark.parametrize('name', [*FAMILIES, 'orepa-resnext50-32x4d', 'repvgg-d2se'])
+    def test_rules_hold_inside_of_blocks(self, name):
+        """Every bias at twice the rate; no decay on biases and BatchNorms, but on all else."""
+        model = build(name)
+        wrapper = build_optim_wrapper(model, load(name).optim_wrapper)
+        groups = {id(group['params'][0]): group for group in wrapper.optimizer.param_groups}
+        assert len(groups) == len(list(model.parameters()))
+        for prefix, module in model.named_modules():
+            for key, parameter in module.named_parameters(recurse=False):
+                group = groups[id(parameter)]
+                found = group['lr'], group['weight_decay']
+                decays = key != 'bias' and not isinstance(module, _BatchNorm)
+                expected = 0.2 if key == 'bias' else 0.1, 1e-4 if decays else 0
+                assert found == expected, f'{prefix}.{key}'
+
+    @pytest.mark.parametrize('name', FAMILIES)
+    def test_initial_values_are_pytorchs_own(self, name):
         """Each parameter stays as constructed when the Runner initialises the model."""
-        model = build_model(load('orepa-resnet18'))
+        model = build_model(narrow(name))
         before = {key: value.clone() for key, value in model.state_dict().items()}
         model.init_weights()
         for key, value in model.state_dict().items():
@@ -156,23 +356,18 @@ def test_reads_a_normal_imagenet_folder(split, imagenet):
         assert item['data_samples'].gt_label.item() == label
 
 
-def test_two_iterations_by_the_runner(imagenet, tmp_path):
+@pytest.mark.parametrize('name', FAMILIES)
+def test_two_iterations_by_the_runner(name, imagenet, tmp_path):
     """A narrow network, otherwise the config as it is, resolution included."""
-    cfg = load('orepa-resnet18')
-    cfg.merge_from_dict(
-        {
-            'model.backbone.base_channels': 4,
-            'model.backbone.stem_channels': 4,
-            'model.head.in_channels': 32,
-            'train_cfg.max_epochs': 2,
-            'work_dir': str(tmp_path),
-        }
-    )
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        cfg[name].update(batch_size=4, num_workers=0, persistent_workers=False)
-        cfg[name].dataset.update(data_root=str(imagenet), indices=4)
+    cfg = narrow(name)
+    cfg.merge_from_dict({'train_cfg.max_epochs': 2, 'work_dir': str(tmp_path)})
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        cfg[loader].update(batch_size=4, num_workers=0, persistent_workers=False)
+        cfg[loader].dataset.update(data_root=str(imagenet), indices=4)
     runner = Runner.from_cfg(cfg)
-    before = runner.model.backbone.conv1.weight.detach().clone()
+    assert bool(blocks(runner.model)) == (name in SIBLINGS)
+    before = {key: value.detach().clone() for key, value in runner.model.named_parameters()}
     runner.train()
     assert runner.iter == 2
-    assert not torch.equal(runner.model.backbone.conv1.weight, before)
+    for key, value in runner.model.named_parameters():
+        assert not torch.equal(value, before[key]), key

@@ -1,0 +1,3 @@
+_base_ = ['./plain-repvgg-a0_4xb64-120e_in1k.py']
+
+model = dict(backbone=dict(arch='A2'), head=dict(in_channels=1408))

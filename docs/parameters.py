@@ -1,0 +1,143 @@
+"""Write docs/parameters.md: python docs/parameters.py.
+
+Networks are built on torch's meta device, without memory and without time for initial values.
+"""
+
+import copy
+import functools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+from mmengine.config import Config, config, utils
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from mmorepa.checkpoints.conversion import build_model, count_parameters
+from mmorepa.checkpoints.files import written_whole
+from mmorepa.convs import ReparamConv2d, switch_to_deploy
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+PAGE = Path(__file__).with_suffix('.md')
+#: Folders of configs, with what to call them.
+FOLDERS = {
+    'imagenet': 'ImageNet-1k',
+    'imagenet/ablations': 'ImageNet-1k, ablations',
+    'coco': 'COCO',
+    'cityscapes': 'Cityscapes',
+    'digits': 'Digits',
+}
+HEAD = """\
+# Parameters
+
+Written by `python docs/parameters.py`, which builds the model of every config; the numbers are of
+whole models, heads included. *Squeezed* is the training form with a plain convolution in place of
+every block, and has the size of the plain network; in *deploy* form BatchNorms are folded as well.
+*Blocks* are the re-parameterised convolutions.
+"""
+
+
+class Size(NamedTuple):
+    """Parameters of a model in its three forms, and its number of blocks."""
+
+    training: int
+    squeezed: int
+    deploy: int
+    blocks: int
+
+
+class ListsOnTheCPU(TorchFunctionMode):
+    """Keeps ``torch.linspace`` off the meta device: the libraries make lists of numbers with it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs['device'] = 'cpu'
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def quick_configs() -> Iterator[None]:
+    """Looks a library up once, not for every base that a config takes from there."""
+    with (
+        mock.patch.object(config, 'is_installed', functools.cache(config.is_installed)),
+        mock.patch.object(utils, 'load', functools.cache(utils.load)),
+    ):
+        yield
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model of a config, on the meta device."""
+    with torch.device('meta'), ListsOnTheCPU():
+        return build_model(cfg)
+
+
+def size(cfg: Config) -> Size:
+    """The size of a config's model."""
+    model = build(cfg)
+    training, blocks = count_parameters(model), count_blocks(model)
+    if blocks:
+        # A squeezed network is the plain one. Kernels are not generated on the meta device.
+        plain = copy.deepcopy(cfg)
+        plain.model.backbone.reparam = None
+        return size(plain)._replace(training=training, blocks=blocks)
+    return Size(training, training, count_parameters(switch_to_deploy(model)), blocks=0)
+
+
+def count_blocks(module: nn.Module) -> int:
+    """The number of blocks in a network; one inside another does not count."""
+    if isinstance(module, ReparamConv2d):
+        return 1
+    return sum(map(count_blocks, module.children()))
+
+
+def config_files(folder: str) -> list[Path]:
+    """The configs of one of :data:`FOLDERS`, by name, numbers in it by size."""
+
+    def key(path: Path) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', path.stem)]
+
+    return sorted((CONFIGS / folder).glob('*.py'), key=key)
+
+
+def page(sizes: dict[Path, Size]) -> str:
+    """The page, from the size of each config's model."""
+    lines = [HEAD]
+    for folder, title in FOLDERS.items():
+        lines += [f'## {title}', '']
+        lines += ['| config | training | squeezed | deploy | blocks |', '|---|--:|--:|--:|--:|']
+        for path in config_files(folder):
+            link = f'[{path.stem}](../configs/{folder}/{path.name})'
+            found = sizes[path]
+            numbers = ' | '.join(f'{number:,}' for number in found)
+            lines.append(f'| {link} | {numbers} |')
+        lines.append('')
+    return '\n'.join(lines[:-1]) + '\n'
+
+
+def all_sizes() -> dict[Path, Size]:
+    """The size of each config's model."""
+    sizes, known = {}, {}
+    with quick_configs():
+        for path in (path for folder in FOLDERS for path in config_files(folder)):
+            cfg = Config.fromfile(path)
+            # Some configs differ in the schedule alone.
+            model = repr(cfg.model)
+            if model not in known:
+                known[model] = size(cfg)
+            sizes[path] = known[model]
+    return sizes
+
+
+def main() -> None:
+    """Write the page."""
+    with written_whole(PAGE) as temporary:
+        temporary.write_text(page(all_sizes()), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
