@@ -3,5 +3,16 @@
 from .conversion import Conversion, convert
 from .files import load_checkpoint, save_checkpoint
 from .forms import load_any_form
+from .official import OfficialCheckpoint, load_official, read_official, to_official
 
-__all__ = ['Conversion', 'convert', 'load_any_form', 'load_checkpoint', 'save_checkpoint']
+__all__ = [
+    'Conversion',
+    'OfficialCheckpoint',
+    'convert',
+    'load_any_form',
+    'load_checkpoint',
+    'load_official',
+    'read_official',
+    'save_checkpoint',
+    'to_official',
+]

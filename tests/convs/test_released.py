@@ -6,51 +6,27 @@ import numpy as np
 import pytest
 import torch
 
+from mmorepa.checkpoints.official_names import Layer, orepa, orepa_pointwise, orepa_stem
 from mmorepa.convs import OREPAConv2d
 
 RELEASED = 1e-6  # largest difference of any kernel number, relative to the kernel's largest
 
 FIXTURES = np.load(Path(__file__).parents[1] / 'data' / 'released_kernels.npz')
-
-KXK_NAMES = dict(
-    weight_orepa_origin='original.weight',
-    weight_orepa_avg_conv='average.weight',
-    weight_orepa_pfir_conv='prior.weight',
-    weight_orepa_1x1='pointwise.weight',
-    weight_orepa_1x1_kxk_idconv1='pointwise_kxk.residual',
-    weight_orepa_1x1_kxk_conv2='pointwise_kxk.weight',
-    weight_orepa_gconv_dw='separable.depthwise',
-    weight_orepa_gconv_pw='separable.pointwise',
-)
-KXK_ROWS = ('original', 'average', 'prior', 'pointwise_kxk', 'pointwise', 'separable')
-POINTWISE_NAMES = dict(
-    weight_or1x1_origin='original.weight',
-    weight_or1x1_l2i_conv1='pointwise_pointwise.first',
-    weight_or1x1_l2i_conv2='pointwise_pointwise.second',
-)
-POINTWISE_ROWS = ('original', 'pointwise_pointwise')
+TABLES = {1: orepa_pointwise, 3: orepa, 7: orepa_stem}
 
 
-def released_state(case: str, groups: int) -> dict[str, torch.Tensor]:
+def released_state(case: str, layer: Layer) -> dict[str, torch.Tensor]:
     """The weights of a case under the names of this package."""
+    names = [key.removeprefix(f'{case}/') for key in FIXTURES.files if key.startswith(f'{case}/')]
+    weights = {name: torch.from_numpy(FIXTURES[f'{case}/{name}']) for name in names}
+    del weights['kernel']
     state = {}
-    for key in FIXTURES.files:
-        if not key.startswith(f'{case}/') or key.endswith('/kernel'):
-            continue
-        name = key.removeprefix(f'{case}/')
-        layer, _, name = name.rpartition('.')
-        prefix = f'{layer.removeprefix("weight")}.' if layer else ''
-        value = torch.from_numpy(FIXTURES[key])
-        if name == 'vector':
-            rows = KXK_ROWS if len(value) == 6 else POINTWISE_ROWS
-            for row, scale in zip(rows, value):
-                state[f'{prefix}{row}.scale'] = scale
-            continue
-        if name == 'weight_orepa_gconv_pw' and groups > 1:
-            # The release reads it with the groups interleaved: (O/g, g, ...).
-            shape = value.shape
-            value = value.reshape(-1, groups, *shape[1:]).transpose(0, 1).reshape(shape)
-        state[prefix + (KXK_NAMES | POINTWISE_NAMES)[name]] = value
+    for entry in TABLES[layer.kernel_size](layer):
+        # Buffers that are constants and the BatchNorm are not among the weights.
+        found = [weights.pop(name) for name in entry.released if name in weights]
+        if found:
+            state.update(zip(map(layer.ours, entry.ours), entry.to_ours(*found)))
+    assert not weights
     return state
 
 
@@ -68,7 +44,9 @@ def released_state(case: str, groups: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_squeezed_kernel(case, args, groups, dtype):
     conv = OREPAConv2d(*args, groups=groups, bias=False).to(dtype)
-    conv.kernel.load_state_dict(released_state(case, groups))
+    layer = Layer('', 'conv', 'norm', *args, groups=groups)
+    state = released_state(case, layer)
+    conv.load_state_dict({key.removeprefix('conv.'): value for key, value in state.items()})
     expected = torch.from_numpy(FIXTURES[f'{case}/kernel'])
     difference = (conv.squeeze() - expected).abs().max() / expected.abs().max()
     assert difference < RELEASED
