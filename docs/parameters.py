@@ -17,9 +17,9 @@ from mmengine.config import Config, config, utils
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mmorepa.checkpoints.conversion import build_model, count_parameters
+from mmorepa.checkpoints.conversion import build_model, count_blocks, count_parameters
 from mmorepa.checkpoints.files import written_whole
-from mmorepa.convs import ReparamConv2d, switch_to_deploy
+from mmorepa.convs import switch_to_deploy
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 PAGE = Path(__file__).with_suffix('.md')
@@ -86,13 +86,6 @@ def size(cfg: Config) -> Size:
         plain.model.backbone.reparam = None
         return size(plain)._replace(training=training, blocks=blocks)
     return Size(training, training, count_parameters(switch_to_deploy(model)), blocks=0)
-
-
-def count_blocks(module: nn.Module) -> int:
-    """The number of blocks in a network; one inside another does not count."""
-    if isinstance(module, ReparamConv2d):
-        return 1
-    return sum(map(count_blocks, module.children()))
 
 
 def config_files(folder: str) -> list[Path]:

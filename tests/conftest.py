@@ -6,10 +6,19 @@ import pytest
 pytest.register_assert_rewrite('backbones.resnet_contract', 'support')
 
 import torch  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
 
 from mmorepa.checkpoints.conversion import build_model  # noqa: E402
 from mmorepa.engine.run import load_config  # noqa: E402
 from support import CONFIG, make_trained_like  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """Forget the default scope, which MMEngine keeps for the process once a config has set it."""
+    yield
+    DefaultScope._instance_dict.clear()
+
 
 #: Fields that make the digits model small; the code it runs is the same.
 NARROW = {

@@ -238,8 +238,12 @@ def leaf_kernels(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     try:
         for name, block in blocks.items():
             # A class of its own for each, as torch's parametrizations have it: whatever reads
-            # `weight` reads the leaf.
-            changes = dict(weight=leaves[name], online=property(lambda _: True))
+            # `weight`, in whatever memory format, reads the leaf.
+            changes = dict(
+                weight=leaves[name],
+                weight_in=lambda _, memory_format, leaf=leaves[name]: leaf,
+                online=property(lambda _: True),
+            )
             block.__class__ = type(kinds[block].__name__, (kinds[block],), changes)
         yield leaves
     finally:

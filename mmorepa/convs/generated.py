@@ -85,9 +85,10 @@ class GeneratedConv2d(ReparamConv2d):
     @property
     def weight(self) -> Tensor:
         """The generated kernel, (O, I/g, k, k), in the parameters' dtype. Read-only."""
-        return self._weight(torch.contiguous_format)
+        return self.weight_in(torch.contiguous_format)
 
-    def _weight(self, memory_format: torch.memory_format) -> Tensor:
+    def weight_in(self, memory_format: torch.memory_format) -> Tensor:
+        """:attr:`weight` in a memory format."""
         parameters = list(self.kernel.parameters())
 
         def make() -> Tensor:
@@ -107,7 +108,7 @@ class GeneratedConv2d(ReparamConv2d):
         # A convolution answers in the format of its weight, which should not decide it.
         is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         memory_format = torch.channels_last if is_last else torch.contiguous_format
-        return self._conv_forward(x, self._weight(memory_format), self.bias)
+        return self._conv_forward(x, self.weight_in(memory_format), self.bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # The name is nn.Conv2d's: mmcv's and MMEngine's conv-BN evaluation call it.

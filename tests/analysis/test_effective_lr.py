@@ -30,6 +30,7 @@ from mmorepa.analysis.effective_lr import (
 )
 from mmorepa.analysis.effective_lr_report import Report
 from mmorepa.checkpoints.conversion import build_model
+from mmorepa.convs.rows import as_kernel
 from mmorepa.datasets.digits import write_imagenet
 from mmorepa.errors import UserError
 from support import CONFIG, ROOT, make_trained_like, run
@@ -93,7 +94,7 @@ class TestKernelStep:
         conv = block(4, 6, 3, branches=['original'])
         gradient = torch.randn(6, 4, 3, 3, dtype=torch.float64)
         rates = {'original.weight': 0.1, 'original.scale': 0.3}
-        weight = conv.kernel.original.weight.detach()
+        weight = as_kernel(conv.kernel.original.weight.detach(), 3)
         scale = conv.kernel.original.scale.detach().reshape(-1, 1, 1, 1)
         inner = (weight * gradient).sum((1, 2, 3), keepdim=True)
         expected = 0.1 * scale**2 * gradient + 0.3 * inner * weight
@@ -251,7 +252,7 @@ class TestMeasure:
     def test_leaves_the_model_as_it_was(self, toy, batches):
         toy.train()
         toy.layers[1].eval()
-        toy.layers[3].kernel.original.weight.grad = kept = torch.ones(6, 4, 1, 1).double()
+        toy.layers[3].kernel.original.weight.grad = kept = torch.ones(6, 1, 4).double()
         before = copy.deepcopy(toy.state_dict())
         modes = [module.training for module in toy.modules()]
         statistics = toy.layers[4].running_mean

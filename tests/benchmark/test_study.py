@@ -47,7 +47,7 @@ def test_everything_of_a_network():
         (('eval',), {'eval', 'deploy'}),
         (('memory',), set()),
     ],
-    ids=str,
+    ids=['train', 'eval', 'memory'],
 )
 def test_part_of_it(measures, wanted):
     (result,) = run(case('OREPA', measures=measures))

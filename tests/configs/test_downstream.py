@@ -51,7 +51,7 @@ def block(path):
     return next((prefix for prefix in BLOCKS if f'_{prefix}' in path.name), None)
 
 
-@pytest.mark.parametrize('path', filter(block, COCO + CITYSCAPES), ids=stem)
+@pytest.mark.parametrize('path', list(filter(block, COCO + CITYSCAPES)), ids=stem)
 def test_siblings_differ_in_the_backbone_alone(path):
     prefix = block(path)
     ours = load(path).to_dict()
