@@ -21,6 +21,8 @@ DIGITS = sorted(
     for pattern in ('retinanet', 'pspnet')
     for path in (ROOT / 'configs' / 'digits').glob(f'{pattern}*.py')
 )
+#: How far one warm-up step may move a parameter; fresh values are 1 and more away.
+MOVED = 0.5
 #: In the name of a config, what ``reparam`` of its backbone is.
 BLOCKS = {'orepa-': None, 'dbb-': 'DBB'}
 
@@ -78,6 +80,7 @@ def test_trains_evaluates_and_converts(path, digits, tmp_path):
     checkpoint = tmp_path / 'pretrained.pth'
     torch.save({f'backbone.{key}': value for key, value in pretrained.items()}, checkpoint)
     cfg.model.backbone.init_cfg.checkpoint = str(checkpoint)
+    cfg.randomness = dict(seed=0)
 
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -87,7 +90,7 @@ def test_trains_evaluates_and_converts(path, digits, tmp_path):
     assert (blocks > 0) == (block(path) is not None)
     # Training began from the checkpoint: one warm-up step moves nothing far.
     for name, value in runner.model.backbone.named_parameters():
-        assert (value - pretrained[name]).abs().max() < 0.1, name
+        assert (value - pretrained[name]).abs().max() < MOVED, name
 
     done = convert(cfg, tmp_path / 'iter_1.pth', tmp_path / 'deploy.pth', probe_size=SIZE)
     assert done.blocks == blocks
