@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..convs import ReparamConv2d, switch_to_deploy
+from ..convs.kept import Note
 
 #: Calls without a change between them after which a deploy form pays.
 CALLS = 3
 
 
 class KeptDeployForm:
-    """At most one deploy form, with a note of the tensors it was made of.
+    """At most one deploy form, with notes of the tensors and modules it was made of.
 
-    Whether these changed is told as in :class:`mmorepa.convs.kept.KeptKernel`: by identity, storage
-    and version; a write through ``.data`` wants :meth:`drop`.
+    For what a note tells, see :class:`mmorepa.convs.kept.Note`; a write through ``.data`` wants
+    :meth:`drop`.
     """
 
     def __init__(self):
@@ -34,7 +35,7 @@ class KeptDeployForm:
         self._calls = 0
         self._sizes: list[tuple[dict, int]] = []
         self._modules: list[tuple[dict, str, nn.Module]] = []
-        self._tensors: list[tuple[dict, str, Tensor, Tensor, int]] = []
+        self._tensors: list[tuple[dict, str, Note]] = []
 
     def get(self, model: nn.Module) -> nn.Module | None:
         """The deploy form of ``model``, if it may run in its place here and now, else None.
@@ -70,30 +71,21 @@ class KeptDeployForm:
         children = [module._modules for module in modules]
         tensors = [own for module in modules for own in (module._parameters, module._buffers)]
         found = [(own, name, t) for own in tensors for name, t in own.items() if t is not None]
+        if any(tensor.is_inference() for _, _, tensor in found):
+            # Of these there can be no note, and without one nothing is kept.
+            return
         self._modules = [(own, name, child) for own in children for name, child in own.items()]
         self._sizes = [(own, len(own)) for own in children + tensors]
-        # Nothing counts the writes to inference tensors.
-        if any(t.is_inference() for _, _, t in found) or not any(
-            isinstance(module, ReparamConv2d) for module in modules
-        ):
+        self._tensors = [(own, name, Note.of(tensor)) for own, name, tensor in found]
+        if not any(isinstance(module, ReparamConv2d) for module in modules):
             self._calls = -math.inf
-        # An alias of each tensor keeps its storage alive, so that no other comes to lie there.
-        self._tensors = [
-            (own, name, t, t.detach(), -1 if t.is_inference() else t._version)
-            for own, name, t in found
-        ]
 
     def _is_current(self) -> bool:
         return (
             bool(self._tensors)
             and all(len(own) == size for own, size in self._sizes)
             and all(own.get(name) is child for own, name, child in self._modules)
-            and all(
-                own.get(name) is tensor
-                and (version < 0 or tensor._version == version)
-                and tensor.data_ptr() == alias.data_ptr()
-                for own, name, tensor, alias, version in self._tensors
-            )
+            and all(note.holds(own.get(name)) for own, name, note in self._tensors)
         )
 
     def __deepcopy__(self, memo: dict) -> KeptDeployForm:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
-from .rows import as_kernel, as_rows, dot, goes_in_passes, matmul, part_length, scaled
+from .rows import as_kernel, as_rows, dot, goes_in_passes, matmul, part_length, scale_, scaled
 
 #: Initial scales of the k x k block, 3 <= k < 7, in the paper's order.
 KXK = dict(original=0.25, average=0.25, prior=0.0, pointwise_kxk=0.5, pointwise=1.0, separable=0.5)
@@ -63,7 +63,7 @@ class Branch(nn.Module):
 
     def scaled(self, kernel: Tensor) -> Tensor:
         """``kernel`` (O, ...) under this branch's scaling layer, if it has one."""
-        return kernel if self.scale is None else kernels.scale(kernel, self.scale)
+        return scaled(kernel, self.scale)
 
     def kernel(self) -> Tensor:
         """The branch as one scaled kernel, (O, I/g, k, k)."""
@@ -90,7 +90,7 @@ class Branch(nn.Module):
         return rows
 
     def add_rows(self, rows: Tensor, **tensors: Tensor) -> None:
-        """Add :meth:`kernel` to ``rows``, in place.
+        """Add :meth:`kernel` to ``rows``, in place; for all branches but the one that begins.
 
         Args:
             rows (Tensor): (O, k^2, I/g), see :mod:`mmorepa.convs.rows`.
@@ -131,9 +131,7 @@ class Original(Branch):
     def pull_back_in_place(self, grad: Tensor, weight: Tensor, scale: Tensor | None = None):
         """As :meth:`pull_back`; ``grad`` becomes the gradient of the weight."""
         to_scale = dot(grad, weight)
-        if scale is not None:
-            grad.mul_(scale.reshape(-1, 1, 1))
-        return dict(weight=grad, scale=to_scale)
+        return dict(weight=scale_(grad, scale), scale=to_scale)
 
 
 class PointwiseBranch(Branch):
@@ -245,16 +243,6 @@ class PointwiseKxK(Branch):
         second = as_kernel(self.weight, self.kernel_size)
         return [(self.identity + self.residual, self.groups), (second, self.groups)]
 
-    def add_rows(
-        self,
-        rows: Tensor,
-        identity: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        scale: Tensor | None = None,
-    ) -> None:
-        add_scaled(rows, self._product(identity, residual, weight), scale)
-
     def new_rows(
         self,
         identity: Tensor,
@@ -262,8 +250,8 @@ class PointwiseKxK(Branch):
         weight: Tensor,
         scale: Tensor | None = None,
     ) -> Tensor:
-        product = self._product(identity, residual, weight)
-        return product if scale is None else product.mul_(scale.reshape(-1, 1, 1))
+        product = matmul(self._second(weight), self._first(identity, residual))
+        return scale_(product.view(self.out_channels, self.kernel_size**2, -1), scale)
 
     def pull_back(
         self,
@@ -284,14 +272,7 @@ class PointwiseKxK(Branch):
         else:
             buffer = matmul(grad, first.transpose(1, 2)).view(*buffer.shape[:2], -1)
         to_scale = dot(buffer, weight)
-        if scale is not None:
-            buffer.mul_(scale.reshape(-1, 1, 1))
-        return dict(residual=to_residual, weight=buffer, scale=to_scale)
-
-    def _product(self, identity: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
-        """The kernel without its scale as rows, (O, k^2, I/g)."""
-        product = matmul(self._second(weight), self._first(identity, residual))
-        return product.view(self.out_channels, self.kernel_size**2, -1)
+        return dict(residual=to_residual, weight=scale_(buffer, scale), scale=to_scale)
 
     def _first(self, identity: Tensor, residual: Tensor) -> Tensor:
         """(g, M/g, I/g)"""
@@ -360,11 +341,9 @@ class Separable(Branch):
             to_filters = torch.einsum('goki,goei->geki', grad, shares)
             to_pointwise = torch.einsum('goki,geki->goei', grad, filters).reshape(pointwise.shape)
         to_scale = dot(to_pointwise, pointwise)
-        if scale is not None:
-            to_pointwise.mul_(scale.reshape(-1, 1, 1))
         return dict(
             depthwise=to_filters.permute(1, 2, 0, 3).flatten(2),
-            pointwise=to_pointwise,
+            pointwise=scale_(to_pointwise, scale),
             scale=to_scale,
         )
 

@@ -91,31 +91,9 @@ class ExpandConv2d(GeneratedConv2d):
     sizes = range(3, 1 << 30, 2)
     options = ('rate',)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = 'zeros',
-        *,
-        rate: int = 4,
-    ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            bias=bias,
-        )
+    def add_kernel(self, rate: int = 4) -> None:
         if rate < 1:
             raise UserError(f'ExpandConv2d: rate={rate}, wanted at least 1')
-        self.kernel = LinearExpansion(in_channels, out_channels, self.kernel_size[0], groups, rate)
+        self.kernel = LinearExpansion(
+            self.in_channels, self.out_channels, self.kernel_size[0], self.groups, rate
+        )

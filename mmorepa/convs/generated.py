@@ -24,21 +24,40 @@ class GeneratedConv2d(ReparamConv2d):
     Kernels are generated in float32 at least, under autocast and for half-precision parameters
     too.
 
-    Subclasses pass ``kernel``, a module whose call gives the kernel (O, I/g, k, k).
+    It takes the arguments of ``nn.Conv2d``. Subclasses add ``kernel``.
 
     Args:
-        kernel (nn.Module): See above.
-        bias (bool): Whether to add a learnable bias, starting at zero.
-        args: As of :class:`ReparamConv2d`; ``kwargs`` likewise.
+        bias (bool): Whether to add a learnable bias, starting at zero. Defaults to True.
+        args: As of :class:`mmorepa.convs.reparam.ReparamConv2d`; ``kwargs`` likewise.
+        options: The block's own.
     """
 
-    def __init__(self, *args, bias: bool, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        **options,
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
         if bias:
             self.bias = nn.Parameter(torch.zeros(self.out_channels))
         else:
             self.register_parameter('bias', None)
         self._kept = KeptKernel()
+        self.add_kernel(**options)
+
+    def add_kernel(self, **options) -> None:
+        """Add ``kernel``, a module whose call gives the kernel, (O, I/g, k, k)."""
+        raise NotImplementedError
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options):

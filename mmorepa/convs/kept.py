@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 
-class KeptKernel:
-    """At most one kernel, with a note of the parameters it was made of.
+class Note(NamedTuple):
+    """What a tensor was: the object, its storage and its version, autograd's count of writes.
 
-    It is returned again only while each parameter is the same object, holds the same storage and
-    has the same version, autograd's count of in-place writes. That covers in-place operations,
-    ``load_state_dict``, optimizer steps, a new ``.data``, swapped or copied modules. A write
-    *through* ``.data`` leaves no trace; for those the owner calls :meth:`drop`.
+    That tells of in-place operations, ``load_state_dict``, optimizer steps, a new ``.data``,
+    swapped or copied modules. A write *through* ``.data`` leaves no trace, and one to an inference
+    tensor, of which there can be no note, neither.
+
+    Attributes:
+        tensor (Tensor): The object.
+        alias (Tensor): Keeps its storage alive, so that no new storage can come to lie at the same
+            address and pass for the old one.
+        version (int): The count.
+    """
+
+    tensor: Tensor
+    alias: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Note:
+        """A note of ``tensor`` as it is."""
+        return cls(tensor, tensor.detach(), tensor._version)
+
+    def holds(self, tensor: Tensor | None) -> bool:
+        """Whether ``tensor`` is what the note is of, unchanged."""
+        return (
+            tensor is self.tensor
+            and tensor._version == self.version
+            and tensor.data_ptr() == self.alias.data_ptr()
+        )
+
+
+class KeptKernel:
+    """At most one kernel, with notes of the parameters it was made of.
+
+    It is returned again only while these hold. After a write through ``.data`` the owner calls
+    :meth:`drop`.
     """
 
     def __init__(self):
@@ -25,9 +56,7 @@ class KeptKernel:
         """Forget the kernel."""
         self._kernel: Tensor | None = None
         self._format: torch.memory_format | None = None
-        # An alias of each parameter keeps its storage alive, so that no new storage can come to
-        # lie at the same address and pass for the old one.
-        self._notes: list[tuple[nn.Parameter, Tensor, int]] = []
+        self._notes: list[Note] = []
 
     def get(
         self,
@@ -53,13 +82,12 @@ class KeptKernel:
             with torch.inference_mode(False), torch.no_grad():
                 self._kernel = make()
                 self._format = memory_format
-                self._notes = [(p, p.detach(), p._version) for p in parameters]
+                self._notes = [Note.of(p) for p in parameters]
         return self._kernel
 
     def _is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
         return len(parameters) == len(self._notes) and all(
-            p is noted and p._version == version and p.data_ptr() == alias.data_ptr()
-            for p, (noted, alias, version) in zip(parameters, self._notes)
+            note.holds(p) for note, p in zip(self._notes, parameters)
         )
 
     def __deepcopy__(self, memo: dict) -> KeptKernel:

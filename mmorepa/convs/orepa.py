@@ -220,37 +220,13 @@ class OREPAConv2d(GeneratedConv2d):
 
     options = ('branches', 'slope', 'online')
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = 'zeros',
-        *,
-        branches: Branches = None,
-        slope: float | None = None,
-        online: bool = True,
-    ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            bias=bias,
-        )
+    def add_kernel(
+        self, branches: Branches = None, slope: float | None = None, online: bool = True
+    ) -> None:
         self.online = online
         size = self.kernel_size[0]
         shape = DeepLinearStem if size >= 7 else BranchSum
-        self.kernel = shape(in_channels, out_channels, size, groups, branches, slope)
+        self.kernel = shape(self.in_channels, self.out_channels, size, self.groups, branches, slope)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""

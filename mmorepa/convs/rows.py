@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import kernels
+
 #: How many numbers to go over at a time where they are gone over again and again.
 CACHED = 2**18
 
@@ -35,8 +37,13 @@ def in_order(kernel: Tensor) -> Tensor:
 
 
 def scaled(rows: Tensor, scale: Tensor | None) -> Tensor:
-    """``rows`` (O, m, n) times ``scale`` (O,), if there is one."""
-    return rows if scale is None else rows * scale.reshape(-1, 1, 1)
+    """``rows`` (O, ...) times ``scale`` (O,), if there is one."""
+    return rows if scale is None else kernels.scale(rows, scale)
+
+
+def scale_(rows: Tensor, scale: Tensor | None) -> Tensor:
+    """:func:`scaled` in place, for ``rows`` (O, m, n)."""
+    return rows if scale is None else rows.mul_(scale.reshape(-1, 1, 1))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
