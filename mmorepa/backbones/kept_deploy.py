@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from ..convs import ReparamConv2d, switch_to_deploy
-from ..convs.kept import Note
+from ..convs.kept import Snapshot
 
 #: Calls without a change between them after which a deploy form pays.
 CALLS = 3
 
 
 class KeptDeployForm:
-    """At most one deploy form, with notes of the tensors and modules it was made of.
+    """At most one deploy form, with a snapshot of the model it was made of.
 
-    For what a note tells, see :class:`mmorepa.convs.kept.Note`; a write through ``.data`` wants
+    For what that tells, see :class:`mmorepa.convs.kept.Note`; a write through ``.data`` wants
     :meth:`drop`.
     """
 
@@ -33,9 +33,7 @@ class KeptDeployForm:
         """Forget the deploy form."""
         self._form: nn.Module | None = None
         self._calls = 0
-        self._sizes: list[tuple[dict, int]] = []
-        self._modules: list[tuple[dict, str, nn.Module]] = []
-        self._tensors: list[tuple[dict, str, Note]] = []
+        self._snapshot: Snapshot | None = None
 
     def get(self, model: nn.Module) -> nn.Module | None:
         """The deploy form of ``model``, if it may run in its place here and now, else None.
@@ -51,11 +49,11 @@ class KeptDeployForm:
             or torch.jit.is_tracing()
         ):
             return None
-        if not self._is_current():
+        if self._snapshot is None or not self._snapshot.holds():
             self._note(model)
-        if any(
+        if self._snapshot is None or any(
             module.training or module._forward_hooks or module._forward_pre_hooks
-            for _, _, module in self._modules
+            for _, _, module in self._snapshot.modules
         ):
             return None
         self._calls += 1
@@ -67,26 +65,10 @@ class KeptDeployForm:
 
     def _note(self, model: nn.Module) -> None:
         self.drop()
-        modules = list(model.modules())
-        children = [module._modules for module in modules]
-        tensors = [own for module in modules for own in (module._parameters, module._buffers)]
-        found = [(own, name, t) for own in tensors for name, t in own.items() if t is not None]
-        if any(tensor.is_inference() for _, _, tensor in found):
-            # Of these there can be no note, and without one nothing is kept.
-            return
-        self._modules = [(own, name, child) for own in children for name, child in own.items()]
-        self._sizes = [(own, len(own)) for own in children + tensors]
-        self._tensors = [(own, name, Note.of(tensor)) for own, name, tensor in found]
-        if not any(isinstance(module, ReparamConv2d) for module in modules):
+        # Without a snapshot nothing is kept.
+        self._snapshot = Snapshot.of(model)
+        if not any(isinstance(module, ReparamConv2d) for module in model.modules()):
             self._calls = -math.inf
-
-    def _is_current(self) -> bool:
-        return (
-            bool(self._tensors)
-            and all(len(own) == size for own, size in self._sizes)
-            and all(own.get(name) is child for own, name, child in self._modules)
-            and all(note.holds(own.get(name)) for own, name, note in self._tensors)
-        )
 
     def __deepcopy__(self, memo: dict) -> KeptDeployForm:
         return KeptDeployForm()

@@ -108,19 +108,26 @@ class GeneratedConv2d(ReparamConv2d):
 
     def weight_in(self, memory_format: torch.memory_format) -> Tensor:
         """:attr:`weight` in a memory format."""
-        parameters = list(self.kernel.parameters())
+        trains = torch.is_grad_enabled() or self.training
+        compiling = torch.compiler.is_compiling()
+        kept = None if compiling else self._kept.get(memory_format, frozen=trains)
+        if kept is not None:
+            return kept
+        frozen = not any(p.requires_grad for p in self.kernel.parameters())
+        if compiling or (trains and not frozen):
+            return self._kernel_in(memory_format)
+        # No inference tensor, even if asked for under inference_mode: a later backward pass to the
+        # input may need it.
+        with torch.inference_mode(False), torch.no_grad():
+            kernel = self._kernel_in(memory_format)
+        self._kept.keep(kernel, self.kernel, memory_format)
+        return kernel
 
-        def make() -> Tensor:
-            kernel = self.squeeze().to(parameters[0].dtype)
-            if memory_format == torch.channels_last:
-                return kernel.contiguous(memory_format=memory_format)
-            return in_order(kernel)
-
-        frozen = not any(p.requires_grad for p in parameters)
-        wants_graph = torch.is_grad_enabled() and not frozen
-        if wants_graph or (self.training and not frozen) or torch.compiler.is_compiling():
-            return make()
-        return self._kept.get(parameters, make, memory_format)
+    def _kernel_in(self, memory_format: torch.memory_format) -> Tensor:
+        kernel = self.squeeze().to(next(self.kernel.parameters()).dtype)
+        if memory_format == torch.channels_last:
+            return kernel.contiguous(memory_format=memory_format)
+        return in_order(kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""
