@@ -28,7 +28,8 @@ from .subjects import Subject, build
 from .timing import Sample, reason_of, run_in_turn
 
 #: The subjects of a kernel.
-KERNEL, RELEASED_KERNEL, FLOOR = 'OREPA', 'released-OREPA', 'floor'
+KERNEL, ROUNDED_KERNEL, RELEASED_KERNEL = 'OREPA', 'OREPA-bfloat16', 'released-OREPA'
+FLOOR = 'floor'
 
 Action = Callable[[], Sample]
 
@@ -176,9 +177,12 @@ class Study:
 
     def _measure_kernel(self, case: KernelCase, result: CaseResult, tick) -> None:
         shape = case.in_channels, case.out_channels, case.kernel_size
-        block = OREPAConv2d(*shape, padding=case.kernel_size // 2, bias=False).train()
+        padding = case.kernel_size // 2
+        block = OREPAConv2d(*shape, padding=padding, bias=False)
+        rounded = OREPAConv2d(*shape, padding=padding, bias=False, matmul_dtype='bfloat16')
         makers = {
             KERNEL: lambda: Generation(block, case.setup),
+            ROUNDED_KERNEL: lambda: Generation(rounded, case.setup),
             FLOOR: lambda: Floor(block, case.setup),
             RELEASED_KERNEL: lambda: Generation(
                 released.build_block(self.released_path, *shape), case.setup
@@ -213,7 +217,7 @@ class Study:
 
 def kernel_subjects(case: KernelCase) -> list[str]:
     """The subjects of a kernel, the floor first."""
-    return [FLOOR, KERNEL, *[RELEASED_KERNEL] * case.released]
+    return [FLOOR, KERNEL, ROUNDED_KERNEL, *[RELEASED_KERNEL] * case.released]
 
 
 def trainable(network: nn.Module) -> int:

@@ -32,6 +32,7 @@ REPARAMS: dict[str, str | dict | None] = {
     'none': None,
     **{name: name for name in BLOCKS if name != 'OREPA-RepVGG'},
     'OREPA-offline': dict(type='OREPA', online=False),
+    'OREPA-bfloat16': dict(type='OREPA', matmul_dtype='bfloat16'),
 }
 
 RELEASED = 'released-'

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from .plan import Case, KernelCase, NetworkCase, Setup, for_kernels
 from .results import CaseResult, Results
 from .spread import Spread, spread
-from .study import FLOOR, KERNEL, RELEASED_KERNEL
+from .study import FLOOR, KERNEL, RELEASED_KERNEL, ROUNDED_KERNEL
 from .subjects import RELEASED, parse
 
 NETWORKS = ('resnet18', 'resnet50')
-NONE, OREPA = 'none', 'OREPA'
+NONE, OREPA, ROUNDED = 'none', 'OREPA', 'OREPA-bfloat16'
 
 #: Input and output channels of the 3 x 3 and 1 x 1 kernels; and the stem's I, O and k.
 CHANNELS = (64, 128, 256, 512)
@@ -58,6 +58,7 @@ def plan(
     anywhere = cpu if on_cpu else gpu
     pair = (parse(NONE), parse(OREPA))
     subjects = (*pair, parse(RELEASED + OREPA)) if with_released else pair
+    in_steps = (*subjects, parse(ROUNDED))
     shapes = [*[(c, c, k) for k in (3, 1) for c in channels], STEM]
     cases: list[Case] = [
         KernelCase(*shape, with_released, for_kernels(anywhere), GENERATION) for shape in shapes
@@ -66,9 +67,9 @@ def plan(
         # Subjects, batch, measures, setup, purpose, frozen stages.
         wanted = []
         if on_cpu:
-            wanted.append((subjects, CPU_BATCH, ('train', 'memory', 'eval'), cpu, STEP, -1))
+            wanted.append((in_steps, CPU_BATCH, ('train', 'memory', 'eval'), cpu, STEP, -1))
         for batch in GPU_BATCHES if on_gpu else ():
-            wanted.append((subjects, batch, ('train', 'memory', 'eval'), gpu, GPU_STEP, -1))
+            wanted.append((in_steps, batch, ('train', 'memory', 'eval'), gpu, GPU_STEP, -1))
         for frozen in (ALL_STAGES, 2):
             batch = CPU_BATCH if on_cpu else GPU_BATCHES[0]
             wanted.append((pair, batch, ('train',), anywhere, FROZEN, frozen))
@@ -103,6 +104,11 @@ def step(result: CaseResult) -> Spread | None:
     return result[OREPA].ratio(result[NONE])
 
 
+def rounded_step(result: CaseResult) -> Spread | None:
+    """Likewise with the option ``matmul_dtype='bfloat16'``."""
+    return result[ROUNDED].ratio(result[NONE])
+
+
 def released_step(result: CaseResult) -> Spread | None:
     """A training step of the released code over one without re-parameterisation."""
     return result[RELEASED + OREPA].ratio(result[NONE])
@@ -111,6 +117,11 @@ def released_step(result: CaseResult) -> Spread | None:
 def generation(result: CaseResult) -> Spread | None:
     """Generating a kernel, forward and backward, over the floor."""
     return result[KERNEL].ratio(result[FLOOR])
+
+
+def rounded_generation(result: CaseResult) -> Spread | None:
+    """Likewise with the option ``matmul_dtype='bfloat16'``, over the same floor."""
+    return result[ROUNDED_KERNEL].ratio(result[FLOOR])
 
 
 def released_generation(result: CaseResult) -> Spread | None:
@@ -153,6 +164,8 @@ def _targets() -> list[Target]:
     no_target = (None, None)
     on_cpu = dict(purpose=STEP, batch=CPU_BATCH)
     found = each('training step: OREPA over none', (1.40, 1.35), step, **on_cpu)
+    what = 'training step: OREPA with products in bfloat16 over none'
+    found += each(what, (1.40, 1.35), rounded_step, **on_cpu)
     found += each('training step: released code over none', no_target, released_step, **on_cpu)
     for size in (3, 1):
         for channels in CHANNELS:
@@ -162,6 +175,8 @@ def _targets() -> list[Target]:
             at_most = 1.3 if (channels, size) == (512, 3) else None
             found.append(Target('kernel generation over its floor', at_most, case, generation))
             if (channels, size) == (512, 3):
+                what = 'kernel generation with products in bfloat16 over the floor of float32'
+                found.append(Target(what, 1.3, case, rounded_generation))
                 what = 'released kernel generation over the floor'
                 found.append(Target(what, None, case, released_generation))
     stem = dict(purpose=GENERATION, kernel_size=STEM[2])

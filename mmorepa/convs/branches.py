@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels
-from .rows import as_kernel, as_rows, dot, goes_in_passes, matmul, part_length, scale_, scaled
+from .matmul import matmul
+from .rows import as_kernel, as_rows, dot, goes_in_passes, part_length, scale_, scaled
 
 #: Initial scales of the k x k block, 3 <= k < 7, in the paper's order.
 KXK = dict(original=0.25, average=0.25, prior=0.0, pointwise_kxk=0.5, pointwise=1.0, separable=0.5)
@@ -35,6 +36,8 @@ class Branch(nn.Module):
         slope (float): ``a`` of ``kaiming_uniform_`` for the parameters' initial values.
         scale (float, optional): Initial value of the scaling layer, one number an output channel.
             None leaves the scaling layer out.
+        matmul_dtype (torch.dtype, optional): Of the products of matrices in training, see
+            :mod:`mmorepa.convs.matmul`. That of the parameters by default.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class Branch(nn.Module):
         groups: int,
         slope: float,
         scale: float | None,
+        matmul_dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        self.matmul_dtype = matmul_dtype
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel_size
@@ -56,6 +61,11 @@ class Branch(nn.Module):
             self.register_parameter('scale', None)
         else:
             self.scale = nn.Parameter(torch.full((out_channels,), float(scale)))
+
+    def matmul(self, a: Tensor, b: Tensor, near_identity: str | None = None, out=None) -> Tensor:
+        """:func:`mmorepa.convs.matmul.matmul`, rounded if asked for and training in float32."""
+        rounds = self.training and a.dtype == torch.float32
+        return matmul(a, b, self.matmul_dtype if rounds else None, near_identity, out)
 
     def new_weight(self, *shape: int) -> Tensor:
         """A convolution's weight with initial values, ``kaiming_uniform_(a=slope)``."""
@@ -250,7 +260,8 @@ class PointwiseKxK(Branch):
         weight: Tensor,
         scale: Tensor | None = None,
     ) -> Tensor:
-        product = matmul(self._second(weight), self._first(identity, residual))
+        first, second = self._first(identity, residual), self._second(weight)
+        product = self.matmul(second, first, near_identity='b')
         return scale_(product.view(self.out_channels, self.kernel_size**2, -1), scale)
 
     def pull_back(
@@ -265,14 +276,16 @@ class PointwiseKxK(Branch):
         # One new tensor of this size: first the scaled gradient, then that of the weight.
         buffer = scaled(grad, scale) if scale is not None else grad.clone()
         grouped = buffer.view(*second.shape[:2], -1)
-        to_residual = matmul(second.transpose(1, 2), grouped).reshape(residual.shape)
-        grad = grad.view(*second.shape[:2], -1)
-        if second.shape[2] == grouped.shape[2]:
-            matmul(grad, first.transpose(1, 2), out=grouped)
-        else:
-            buffer = matmul(grad, first.transpose(1, 2)).view(*buffer.shape[:2], -1)
-        to_scale = dot(buffer, weight)
-        return dict(residual=to_residual, weight=scale_(buffer, scale), scale=to_scale)
+        to_residual = self.matmul(second.mT, grouped).reshape(residual.shape)
+        to_weight = self.matmul(
+            grad.view(grouped.shape),
+            first.mT,
+            near_identity='b',
+            out=grouped if second.shape[2] == grouped.shape[2] else None,
+        )
+        to_weight = to_weight.view(weight.shape)
+        to_scale = dot(to_weight, weight)
+        return dict(residual=to_residual, weight=scale_(to_weight, scale), scale=to_scale)
 
     def _first(self, identity: Tensor, residual: Tensor) -> Tensor:
         """(g, M/g, I/g)"""
@@ -397,7 +410,8 @@ class PointwisePointwise(Branch):
         in_width = self.in_channels // self.groups
         out_width = self.out_channels // self.groups
         outer = (self.out_channels, in_width, 1, 1)
-        if out_width > in_width:
+        self.first_is_square = out_width > in_width
+        if self.first_is_square:
             square = kernels.grouped_identity(self.in_channels, self.in_channels, self.groups)
             self.first = nn.Parameter(square)
             self.second = nn.Parameter(self.new_weight(*outer))
@@ -415,17 +429,21 @@ class PointwisePointwise(Branch):
     def add_rows(
         self, rows: Tensor, first: Tensor, second: Tensor, scale: Tensor | None = None
     ) -> None:
-        product = matmul(self._grouped(second), self._grouped(first))
+        near = 'b' if self.first_is_square else 'a'
+        product = self.matmul(self._grouped(second), self._grouped(first), near)
         add_scaled(rows, product.reshape(rows.shape), scale)
 
     def pull_back(self, grad: Tensor, first: Tensor, second: Tensor, scale: Tensor | None = None):
-        back = matmul(self._grouped(grad), self._grouped(first).transpose(1, 2))
-        back = back.reshape(len(grad), 1, -1)
+        near = 'b' if self.first_is_square else None
+        to_second = self.matmul(self._grouped(grad), self._grouped(first).mT, near)
+        to_second = to_second.reshape(len(grad), 1, -1)
+        near = None if self.first_is_square else 'a'
         grad = self._grouped(scaled(grad, scale))
+        to_first = self.matmul(self._grouped(second).mT, grad, near)
         return dict(
-            first=matmul(self._grouped(second).transpose(1, 2), grad).reshape(first.shape),
-            second=as_kernel(scaled(back, scale), 1),
-            scale=dot(back, as_rows(second)),
+            first=to_first.reshape(first.shape),
+            second=as_kernel(scaled(to_second, scale), 1),
+            scale=dot(to_second, as_rows(second)),
         )
 
     def _grouped(self, matrix: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from . import kernels
 from .branches import BRANCHES, KXK, POINTWISE, Branch
 from .fused import sum_of_kernels
 from .generated import GeneratedConv2d
+from .matmul import find_dtype
 from .rows import as_rows
 
 Branches = Sequence[str] | Mapping[str, float | None] | None
@@ -36,6 +37,7 @@ class BranchSum(nn.Module):
         branches (Sequence[str] | Mapping[str, float | None], optional): See
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
+        matmul_dtype (str, optional): See :class:`OREPAConv2d`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class BranchSum(nn.Module):
         groups: int,
         branches: Branches = None,
         slope: float | None = None,
+        matmul_dtype: str | None = None,
     ):
         super().__init__()
         is_pointwise = kernel_size == 1
@@ -60,6 +63,7 @@ class BranchSum(nn.Module):
                 groups,
                 slope=slope,
                 scale=scale,
+                matmul_dtype=find_dtype(matmul_dtype),
             )
             self.add_module(name, branch)
 
@@ -121,6 +125,7 @@ class DeepLinearStem(nn.Sequential):
         branches (Sequence[str] | Mapping[str, float | None], optional): See
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
+        matmul_dtype (str, optional): See :class:`OREPAConv2d`.
     """
 
     def __init__(
@@ -131,13 +136,14 @@ class DeepLinearStem(nn.Sequential):
         groups: int,
         branches: Branches = None,
         slope: float | None = None,
+        matmul_dtype: str | None = None,
     ):
         self.groups = groups
         depth = (kernel_size - 1) // 2
         channels = [in_channels, *[out_channels] * depth]
         super().__init__(
             *[
-                BranchSum(channels[i], channels[i + 1], 3, groups, branches, slope)
+                BranchSum(channels[i], channels[i + 1], 3, groups, branches, slope, matmul_dtype)
                 for i in range(depth)
             ]
         )
@@ -203,6 +209,11 @@ class OREPAConv2d(GeneratedConv2d):
         online (bool): True squeezes the branches into one kernel before the convolution. False
             runs every branch over the feature map, the paper's offline comparison: same result,
             many times the cost. Defaults to True.
+        matmul_dtype (str, optional): ``'bfloat16'`` computes the matrix products of the 1x1 - k x k
+            branch, and of the two kernels of the 1x1 block, in that precision: half their time
+            where the processor has such arithmetic, for a rounding of the kernel that stays under
+            1e-3 of its largest number. Only in training mode and for float32 parameters:
+            evaluation and conversion are exact. None, the default, rounds nothing.
 
     Raises:
         UserError: As :class:`mmorepa.convs.reparam.ReparamConv2d` has it, and for branches that do
@@ -218,15 +229,27 @@ class OREPAConv2d(GeneratedConv2d):
         'Conv2d'
     """
 
-    options = ('branches', 'slope', 'online')
+    options = ('branches', 'slope', 'online', 'matmul_dtype')
 
     def add_kernel(
-        self, branches: Branches = None, slope: float | None = None, online: bool = True
+        self,
+        branches: Branches = None,
+        slope: float | None = None,
+        online: bool = True,
+        matmul_dtype: str | None = None,
     ) -> None:
         self.online = online
         size = self.kernel_size[0]
         shape = DeepLinearStem if size >= 7 else BranchSum
-        self.kernel = shape(self.in_channels, self.out_channels, size, self.groups, branches, slope)
+        self.kernel = shape(
+            self.in_channels,
+            self.out_channels,
+            size,
+            self.groups,
+            branches,
+            slope,
+            matmul_dtype,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""

@@ -72,11 +72,3 @@ def part_length(rows: Tensor, dim: int = 0) -> int:
     if not goes_in_passes(rows):
         return rows.shape[dim]
     return max(1, CACHED * rows.shape[dim] // max(1, rows.numel()))
-
-
-def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """The products of ``a`` (g, m, t) and ``b`` (g, t, n), (g, m, n); into ``out`` if given."""
-    if len(a) > 1:
-        return torch.bmm(a, b, out=out)
-    # A batch of one is not always passed on as the one product that it is.
-    return torch.mm(a[0], b[0], out=None if out is None else out[0]).unsqueeze(0)
