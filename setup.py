@@ -50,17 +50,19 @@ def version():
 def extras():
     """The optional requirements, from the table that the package checks itself against."""
     of = runpy.run_path(str(ROOT / 'mmorepa/environment.py'))['requirements']
-    parts = {part: of(part) for part in ('pretrain', 'det', 'seg', 'mim')}
+    parts = {part: of(part) for part in ('pretrain', 'det', 'seg', 'mim', 'export')}
     parts['tests'] = [
         'hypothesis>=6.100',
         'pytest>=8.0',
         'pytest-xdist>=3.5',
         'ruff>=0.9',
         'scikit-learn>=1.3',
+        'tensorboard>=2.15',
         'timm>=1.0',
     ]
+    parts['docs'] = ['mkdocs>=1.6', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26']
     # mim stays out of it: a dependency of openmim pins a setuptools too old for torch.
-    parts['all'] = sorted({*parts['pretrain'], *parts['det'], *parts['seg']})
+    parts['all'] = sorted({*parts['pretrain'], *parts['det'], *parts['seg'], *parts['export']})
     return parts
 
 

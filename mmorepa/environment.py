@@ -74,6 +74,11 @@ DISTS = {
     'requests': (Dist('requests'),),
     'rich': (Dist('rich'),),
     'tabulate': (Dist('tabulate'),),
+    'onnx': (Dist('onnx', '1.16', tried='1.23.2'),),
+    'onnxruntime': (
+        Dist('onnxruntime', '1.18', tried='1.32.0'),
+        Dist('onnxruntime-gpu', '1.18'),
+    ),
 }
 
 OPS = 'mmcv._ext'
@@ -94,6 +99,7 @@ PARTS = {
         'rich',
         'tabulate',
     ),
+    'export': ('onnx', 'onnxruntime'),
 }
 
 # mmcv's build looks for torch, and isolated from it leaves out the operators in silence;

@@ -146,6 +146,7 @@ class Environment:
         self.install('mim', '--no-deps', '-r', 'mim.txt')
         self.install("mim's dependencies", '-r', 'mim-deps.txt')
         self.install('test tools', '-r', 'tests.txt')
+        self.install('export and documentation', '-r', 'export.txt', '-r', 'docs.txt')
 
     def clear(self):
         """Empty the folder.
@@ -226,7 +227,7 @@ class Environment:
 
     def check(self):
         """Make sure that every part works."""
-        parts = ['core', 'pretrain', 'det', 'seg', 'mim']
+        parts = ['core', 'pretrain', 'det', 'seg', 'mim', 'export']
         self.run('checking', [self.python, ROOT / 'tools' / 'check_env.py'] + parts)
 
     def run(self, title, command, environ=None):
