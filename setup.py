@@ -57,6 +57,7 @@ def extras():
         'pytest-xdist>=3.5',
         'ruff>=0.9',
         'scikit-learn>=1.3',
+        'scipy>=1.10',
         'tensorboard>=2.15',
         'timm>=1.0',
     ]
