@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .conv2d import conv2d
 from .kept import KeptKernel
 from .reparam import ReparamConv2d, geometry
 from .rows import in_order
@@ -138,7 +138,7 @@ class GeneratedConv2d(ReparamConv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # The name is nn.Conv2d's: mmcv's and MMEngine's conv-BN evaluation call it.
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def train(self, mode: bool = True):
         # Values written through `.data` leave no trace (MMEngine's EMA swap does it); whoever

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import kernels
+from .conv2d import conv2d
 from .orepa import OREPAConv2d
 from .reparam import ReparamConv2d, geometry
 
@@ -234,7 +235,7 @@ class ConvBranch(NormedBranch):
         padding = self.margin
         if min(padding) < 0:
             x, padding = F.pad(x, [padding[1]] * 2 + [padding[0]] * 2), (0, 0)
-        x = F.conv2d(x, self.kernel(), None, self.stride, padding, self.dilation, self.groups)
+        x = conv2d(x, self.kernel(), None, self.stride, padding, self.dilation, self.groups)
         return self.norm(x)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:

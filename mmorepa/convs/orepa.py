@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from . import kernels
 from .branches import BRANCHES, KXK, POINTWISE, Branch
+from .conv2d import conv2d
 from .fused import sum_of_kernels
 from .generated import GeneratedConv2d
 from .matmul import find_dtype
@@ -308,7 +309,7 @@ def run_branch(branch: Branch, x: Tensor, stride, padding, dilation, flip: bool)
     for i, (weight, groups) in enumerate(branch.factors()):
         if i == spatial_at:
             weight = weight.flip(2, 3) if flip else weight
-            x = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+            x = conv2d(x, weight, None, stride, padding, dilation, groups)
         else:
             x = F.conv2d(x, weight, groups=groups)
     return x

@@ -1,0 +1,34 @@
+"""The convolution over the feature map, around a fault of oneDNN."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+#: From so many input channels a group on oneDNN does without the workspace that it overruns.
+ENOUGH_CHANNELS = 16
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int] | str,
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """``torch.nn.functional.conv2d``, where a stride of a 1x1 kernel may be taken by a view.
+
+    On a CPU the backward pass of a strided 1x1 convolution of less than 16 input channels in
+    channels_last writes past its workspace (oneDNN's issue 6035, torch 2.5 to 2.14).
+    """
+    if (
+        x.device.type == 'cpu'
+        and weight.shape[1] < ENOUGH_CHANNELS
+        and weight.shape[2:] == (1, 1)
+        and tuple(stride) != (1, 1)
+        and tuple(padding) == (0, 0)
+    ):
+        x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
