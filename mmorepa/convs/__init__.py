@@ -9,6 +9,7 @@ from .orepa import OREPAConv2d
 from .reparam import ReparamConv2d
 from .reparameterize import reparameterize
 from .repvgg import OREPARepVGGConv2d, RepVGGConv2d
+from .tweaked import TweakedOREPAConv2d
 
 __all__ = [
     'ACNetConv2d',
@@ -20,6 +21,7 @@ __all__ = [
     'OREPARepVGGConv2d',
     'RepVGGConv2d',
     'ReparamConv2d',
+    'TweakedOREPAConv2d',
     'reparameterize',
     'squeeze',
     'switch_to_deploy',

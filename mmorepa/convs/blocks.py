@@ -12,9 +12,11 @@ from .mobileone import MobileOneConv2d
 from .orepa import OREPAConv2d
 from .reparam import ReparamConv2d
 from .repvgg import OREPARepVGGConv2d, RepVGGConv2d
+from .tweaked import TweakedOREPAConv2d
 
 BLOCKS: dict[str, type[ReparamConv2d]] = {
     'OREPA': OREPAConv2d,
+    'TweakedOREPA': TweakedOREPAConv2d,
     'DBB': DBBConv2d,
     'RepVGG': RepVGGConv2d,
     'OREPA-RepVGG': OREPARepVGGConv2d,

@@ -6,16 +6,19 @@ import logging
 from fnmatch import fnmatchcase
 
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 from torch.nn import GroupNorm, LayerNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ..convs import ReparamConv2d
 from ..convs.branches import Branch
+from ..convs.kernel_decay import kernel_parameters
 from ..convs.orepa import DeepLinearStem
 from ..errors import UserError
+from .kernel_decay import KernelDecay, decaying_blocks
 
 #: MMEngine's keys of ``paramwise_cfg``.
 MMENGINE_KEYS = (
@@ -63,6 +66,10 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
               match, and of ``stem`` and the like, all count.
             - ``norm_bias_lr_mult`` (float): Times the base rate is the rate of norm layers'
               biases, which ``bias_lr_mult`` spares.
+            - ``kernel_decay`` (bool): Let weight decay pull on the equivalent kernels of blocks
+              instead of on their branches' weights and scales, see
+              :mod:`mmorepa.convs.kernel_decay`. A block's decay is the largest that one of these
+              would have had. Defaults to False.
 
     The released recipe is ``dict(bias_lr_mult=2, norm_bias_lr_mult=2, bias_decay_mult=0,
     norm_decay_mult=0)``: every bias at twice the rate. The scales are no norm and no bias, and do
@@ -73,13 +80,22 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     groups; an absolute ``eta_min`` lets them drift together, ``eta_min_ratio`` does not.
 
     Raises:
-        UserError: If a key or a field does not exist, a multiplier is no number from zero on, or
-            the optimizer config lacks the ``lr`` or ``weight_decay`` to be multiplied.
+        UserError: If a key or a field does not exist, a multiplier is no number from zero on, the
+            optimizer config lacks the ``lr`` or ``weight_decay`` to be multiplied, or
+            ``kernel_decay`` finds no block or a fused optimizer.
     """
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer of a model, and wrap it."""
+        self._kernel_decays: list[tuple[ReparamConv2d, float]] = []
+        wrapper = super().__call__(model)
+        if self._kernel_decays:
+            KernelDecay(self._kernel_decays).attach(wrapper.optimizer)
+        return wrapper
 
     def _validate_cfg(self) -> None:
         super()._validate_cfg()
-        known = (*MMENGINE_KEYS, *KINDS, 'patterns', 'norm_bias_lr_mult')
+        known = (*MMENGINE_KEYS, *KINDS, 'patterns', 'norm_bias_lr_mult', 'kernel_decay')
         for key in self.paramwise_cfg:
             if key not in known and key != SCOPE:
                 raise UserError(
@@ -92,6 +108,21 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 raise UserError(f'paramwise_cfg has {key}={value!r}: wanted a dict')
         for rule in self._rules():
             self._validate_fields(*rule)
+        if self.paramwise_cfg.get('kernel_decay'):
+            self._validate_kernel_decay()
+
+    def _validate_kernel_decay(self) -> None:
+        if self.paramwise_cfg['kernel_decay'] is not True:
+            found = self.paramwise_cfg['kernel_decay']
+            raise UserError(f'paramwise_cfg has kernel_decay={found!r}: wanted True or False')
+        if not self.base_wd:
+            raise UserError(
+                'paramwise_cfg: kernel_decay wants a weight_decay above 0, but the optimizer has '
+                f'weight_decay={self.base_wd}: give it one, or leave kernel_decay out'
+            )
+        if self.optimizer_cfg.get('fused'):
+            # It takes the loss scale of AMP out of the gradients by itself, after the term.
+            raise UserError('paramwise_cfg: kernel_decay wants an optimizer without fused=True')
 
     def _validate_fields(self, rule: str, fields: dict) -> None:
         bases = dict(lr_mult=('lr', self.base_lr), decay_mult=('weight_decay', self.base_wd))
@@ -128,6 +159,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not prefix:
             self._raise_norm_biases(params[before:], module)
             self._multiply(params[before:], module)
+            if self.paramwise_cfg.get('kernel_decay'):
+                self._move_decay(params[before:], module)
 
     def _raise_norm_biases(self, groups: list[dict], model: nn.Module) -> None:
         mult = self.paramwise_cfg.get('norm_bias_lr_mult')
@@ -173,6 +206,27 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for name, group in changed.items():
             values = [f'{key}={group[key]:g}' for key in ('lr', 'weight_decay') if key in group]
             print_log(f'paramwise_options -- {name}: {", ".join(values)}', logger='current')
+
+    def _move_decay(self, groups: list[dict], model: nn.Module) -> None:
+        """Take the decay of blocks from their parameters, for their kernels."""
+        blocks = decaying_blocks(model)
+        if not blocks:
+            raise UserError(
+                f'paramwise_cfg has kernel_decay, but {type(model).__name__} has no block with '
+                'branches: leave it out, weight decay acts on the kernels as it is'
+            )
+        own = {id(group['params'][0]): group for group in groups}
+        for name, block in blocks.items():
+            parts = [own[id(part)] for part in kernel_parameters(block) if id(part) in own]
+            decay = max((part.get('weight_decay', self.base_wd) for part in parts), default=0.0)
+            for part in parts:
+                part['weight_decay'] = 0.0
+            self._kernel_decays.append((block, decay))
+            print_log(
+                f'paramwise_options -- {name}: weight_decay={decay:g} of its kernel, not of the '
+                f'{len(parts)} parameters that make it up',
+                logger='current',
+            )
 
 
 def kinds_of(model: nn.Module) -> dict[int, str]:
