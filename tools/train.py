@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
         const=True,
         default=False,
         metavar='CHECKPOINT',
-        help='go on from CHECKPOINT, or without one from the latest in the work dir',
+        help='go on from CHECKPOINT, or without one from the newest whole one in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate on the way')

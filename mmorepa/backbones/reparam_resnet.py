@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from .activation_checkpoint import checkpoint_blocks
 from .reparam import ReparamMixin
 
 #: The convolutions of a ResNet that are re-parameterised: stem, residual blocks and shortcuts,
@@ -20,6 +21,10 @@ class ReparamResNetMixin(ReparamMixin):
     ResNet-18 and -34. Which kernel sizes of these a block takes is its own affair: OREPA takes all,
     DBB those of 3 x 3. For the arguments see :class:`mmorepa.backbones.reparam.ReparamMixin`.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        checkpoint_blocks(self)
 
     def is_reparameterized(self, name: str) -> bool:
         match = _CONVS.fullmatch(name)

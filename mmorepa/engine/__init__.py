@@ -2,11 +2,31 @@
 
 from mmengine.registry import MODELS
 
-from ..convs import ExpandConv2d, OREPAConv2d
+from ..convs import ExpandConv2d, OREPAConv2d, TweakedOREPAConv2d
+from . import safe_globals  # noqa: F401  (for torch to load MMEngine's checkpoints)
+from .accumulated_gradients import AccumulatedGradientsHook
+from .compiling import EagerOptimizerHook
+from .cpu_amp import CPUAmpOptimWrapper
 from .deploy_form import build_deploy_form
+from .freezing import FreezeStagesHook
+from .kernel_logger_hook import KernelLoggerHook
+from .non_finite import NonFiniteHook
 from .optim_wrapper_constructor import OREPAOptimWrapperConstructor
+from .seeding import IterSeedHook, SeededBatchSampler
 
 MODELS.register_module(module=OREPAConv2d)
 MODELS.register_module(module=ExpandConv2d)
+MODELS.register_module(module=TweakedOREPAConv2d)
 
-__all__ = ['OREPAOptimWrapperConstructor', 'build_deploy_form']
+__all__ = [
+    'AccumulatedGradientsHook',
+    'CPUAmpOptimWrapper',
+    'EagerOptimizerHook',
+    'FreezeStagesHook',
+    'IterSeedHook',
+    'KernelLoggerHook',
+    'NonFiniteHook',
+    'OREPAOptimWrapperConstructor',
+    'SeededBatchSampler',
+    'build_deploy_form',
+]

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints import load_any_form, load_checkpoint
 from ..errors import UserError
-from . import cpu_processes
+from . import cpu_amp, cpu_processes, sharding
+from .custom_hooks import add_hooks
+from .resume import prepare_resume
+from .seeding import seed_samples
 
 
 def load_config(
@@ -72,10 +76,13 @@ def train(
 ) -> nn.Module:
     """Train the model of a config.
 
+    What is drawn at random depends on the seed and the place in the training alone, so that a
+    training that was stopped and resumed equals one that was not.
+
     Args:
         cfg (Config): From :func:`load_config`.
-        resume (bool | str): True goes on from the latest checkpoint in the work dir, if there is
-            one; a path goes on from that file.
+        resume (bool | str): True goes on from the newest whole checkpoint in the work dir, if
+            there is one; a path goes on from that file.
         amp (bool): Train under automatic mixed precision.
         auto_scale_lr (bool): Scale the learning rate with the real batch size.
         validate (bool): False leaves out the evaluation during training.
@@ -85,7 +92,7 @@ def train(
 
     Raises:
         UserError: If the config lacks what an option needs, or the checkpoint to go on from
-            does not exist.
+            does not exist or is torn.
     """
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -96,12 +103,17 @@ def train(
         cfg.auto_scale_lr.enable = True
     if not validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    if resume:
-        cfg.resume = True
-        cfg.load_from = None if resume is True else str(resume)
-        if cfg.load_from and not os.path.exists(cfg.load_from):
-            raise UserError(f'no checkpoint to resume from at {cfg.load_from}: check the path')
-    return build_runner(cfg).train()
+    if not resume and cfg.get('resume'):
+        resume = cfg.get('load_from') or True
+    notes = prepare_resume(cfg, resume) if resume else []
+    seed_samples(cfg)
+    add_hooks(cfg, 'IterSeedHook', 'AccumulatedGradientsHook', 'NonFiniteHook')
+    if cfg.get('compile'):
+        add_hooks(cfg, 'EagerOptimizerHook')
+    runner = build_runner(cfg)
+    for note in notes:
+        runner.logger.warning(note)
+    return runner.train()
 
 
 def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
@@ -128,9 +140,11 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The Runner of a config; launched in several processes it works without a GPU too."""
+    """The Runner of a config; in several processes and with AMP it works without a GPU too."""
     cpu_processes.prepare(cfg)
-    return Runner.from_cfg(cfg)
+    cpu_amp.prepare(cfg)
+    sharding.prepare(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

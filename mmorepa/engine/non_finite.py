@@ -1,0 +1,229 @@
+"""Stopping where the loss is no number any more, and saying where that began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from ..errors import UserError
+from ..finite import fault_of, first_fault, is_finite, layers
+
+_ADVICE = 'lower the learning rate or clip gradients, and go on from the last checkpoint'
+
+
+@HOOKS.register_module()
+class NonFiniteHook(Hook):
+    """Stops training with one line as soon as the loss is infinite or NaN.
+
+    It looks at the loss before the backward pass, while the parameters are still those that gave
+    it. Then the network runs once more on the same batch, watched, and the line names
+
+    - the first layer, in the order in which layers run, whose kernel is not finite: a parameter,
+      or what an OREPA block generates of finite ones;
+    - else the input, with the files that it comes from;
+    - else the first module whose output is not finite;
+    - else says that the loss alone is not.
+
+    A checkpoint of a network that is not finite is not written, and the one that it would replace
+    is kept. Non-finite gradients alone are no fault: loss scaling makes them on purpose, and skips
+    that step.
+
+    An ordinary step costs one ``isfinite`` of one number. In a distributed run every process looks
+    at its own loss; of a model that FSDP has sharded, which cannot run in one process alone, the
+    line names the parameters of this process.
+    """
+
+    # Before the checkpoint is written, and that it replaces removed.
+    priority = 'LOW'
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Watch the loss of this iteration; a copy of the model in between has no hook."""
+        check = partial(self._check_loss, runner)
+        self._handle = _unwrap(runner.model).register_forward_hook(check, with_kwargs=True)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Look at the weights if a checkpoint is about to be written."""
+        self._handle.remove()
+        if any(_saves_now(hook, self, runner) for hook in runner.hooks):
+            self._check_weights(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        """Look at the weights."""
+        self._check_weights(runner)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Refuse to write a network that is not finite, whoever asks for it."""
+        self._check_weights(runner)
+
+    @torch.compiler.disable
+    def _check_loss(self, runner, model: nn.Module, args: tuple, kwargs: dict, losses: Any) -> None:
+        if kwargs.get('mode') != 'loss' or not isinstance(losses, dict):
+            return
+        total = sum(_mean(loss) for name, loss in losses.items() if 'loss' in name)
+        if not isinstance(total, Tensor) or is_finite(total):
+            return
+        self._handle.remove()
+        where = f'in iteration {runner.iter + 1}'
+        if get_world_size() > 1:
+            where += f' of process {get_rank()}'
+        names = [name for name, loss in losses.items() if 'loss' in name]
+        names = [name for name in names if not is_finite(_mean(losses[name]))]
+        _stop(runner, f'the loss is {total.item()} {where}: {_explain(model, args, kwargs, names)}')
+
+    def _check_weights(self, runner) -> None:
+        if fault := _first_fault(_unwrap(runner.model), statistics=True):
+            _stop(
+                runner,
+                f'the network is not finite any more and is not saved, beginning with {fault}: '
+                f'{_ADVICE}',
+            )
+
+
+def _stop(runner, message: str) -> None:
+    runner.logger.error(message)
+    raise UserError(message)
+
+
+def _saves_now(hook: Hook, own: NonFiniteHook, runner) -> bool:
+    """Whether a hook writes a checkpoint after this iteration."""
+    return (
+        isinstance(hook, CheckpointHook)
+        and not hook.by_epoch
+        and (
+            own.every_n_train_iters(runner, hook.interval)
+            or (hook.save_last and own.is_last_train_iter(runner))
+        )
+    )
+
+
+def _first_fault(model: nn.Module, statistics: bool) -> str:
+    """The first layer that is not finite; of a sharded model, the first parameter."""
+    if not _is_sharded(model):
+        return first_fault(model, statistics)
+    # A process has pieces of the parameters, of which it can generate no kernel.
+    faulty = (name for name, piece in model.named_parameters() if not is_finite(piece.detach()))
+    return next(faulty, '').replace('_fsdp_wrapped_module.', '')
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _mean(loss: Tensor | list[Tensor]) -> Tensor:
+    """A loss as MMEngine adds it to others."""
+    if isinstance(loss, Tensor):
+        return loss.detach().mean()
+    return sum(part.detach().mean() for part in loss)
+
+
+def _explain(model: nn.Module, args: tuple, kwargs: dict, losses: list[str]) -> str:
+    """Where it began, and what to do about it."""
+    if _is_sharded(model):
+        if fault := _first_fault(model, statistics=False):
+            return f'first parameter that is not finite is {fault}; {_ADVICE}'
+        return 'all parameters of this process are finite; check learning rate, input and targets'
+    watch = Watch(model)
+    watch.run(args, kwargs)
+    if watch.kernel:
+        return f'first layer with a kernel that is not finite is {watch.kernel}; {_ADVICE}'
+    if source := _faulty_input(args, kwargs):
+        return f'all kernels are finite, the input is not ({source}); check the data'
+    if watch.output:
+        return (
+            f'all kernels are finite, the first module with an output that is not is '
+            f'{watch.output}; {_ADVICE}'
+        )
+    return (
+        f'all kernels and outputs are finite, the loss alone is not '
+        f'({", ".join(losses) or "the sum of all"}); '
+        'check learning rate, input and targets'
+    )
+
+
+class Watch:
+    """One more run of a model, in which every layer is looked at when its turn comes.
+
+    Attributes:
+        kernel (str): The first layer that is not finite, with what of it; empty if all are.
+        output (str): The first module whose output is not finite; empty if all are.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.kernel = self.output = ''
+        self._names = {module: name for name, module in layers(model) if module is not model}
+        # In training mode the run that failed has spoilt statistics, and read none.
+        self._reads_statistics = {module for module in self._names if not module.training}
+
+    def run(self, args: tuple, kwargs: dict) -> None:
+        """Run the model's forward on a preprocessed batch."""
+        handles = []
+        for module in self._names:
+            handles.append(module.register_forward_pre_hook(self._look_at_layer))
+            handles.append(module.register_forward_hook(self._look_at_output))
+        # Their statistics would wait for processes that are not here.
+        synced = [m for m in self.model.modules() if isinstance(m, nn.SyncBatchNorm) and m.training]
+        if get_world_size() > 1:
+            for norm in synced:
+                norm.eval()
+        try:
+            with torch.no_grad():
+                # Not the compiled one, in which no hook is called.
+                type(self.model).forward(self.model, *args, **kwargs)
+        except Exception:  # with such numbers anything may fail; what was seen counts
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+            for norm in synced:
+                norm.train()
+        # A layer may be used without being called.
+        self.kernel = self.kernel or first_fault(self.model, statistics=False)
+
+    def _look_at_layer(self, module: nn.Module, args: tuple) -> None:
+        fault = '' if self.kernel else fault_of(module, module in self._reads_statistics)
+        if fault:
+            self.kernel = f'{self._names[module]} ({fault})'
+
+    def _look_at_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        # A number is a loss.
+        tensors = [tensor for tensor in tensors_in(output) if tensor.dim()]
+        if not self.output and not all(is_finite(tensor) for tensor in tensors):
+            self.output = self._names[module]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+
+
+def _faulty_input(args: tuple, kwargs: dict) -> str:
+    """Which images are not finite, by file where that is known; empty if all are."""
+    images = kwargs.get('inputs', args[0] if args else None)
+    samples = kwargs.get('data_samples') or []
+    faulty = [
+        getattr(samples[i], 'img_path', None) or f'image {i} of the batch'
+        for i, image in enumerate(images if isinstance(images, (Tensor, list, tuple)) else [])
+        if not all(is_finite(tensor) for tensor in tensors_in(image))
+    ]
+    return ', '.join(faulty[:3]) + (f' and {len(faulty) - 3} more' if faulty[3:] else '')

@@ -1,0 +1,153 @@
+"""Which checkpoint a training goes on from, after it was stopped at any moment.
+
+MMEngine writes a checkpoint to its final name, then that name to the file ``last_checkpoint``. A
+process that is killed in between leaves a torn file, or a name that is out of date or empty.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from mmengine.config import Config
+
+from ..checkpoints import load_checkpoint
+from ..errors import UserError
+
+#: Where MMEngine notes the checkpoint that it wrote last.
+LAST = 'last_checkpoint'
+
+
+def prepare_resume(cfg: Config, resume: bool | str) -> list[str]:
+    """Set in a config what makes MMEngine's Runner go on where a training stopped.
+
+    These are ``resume``, ``load_from`` and the checkpoint's seed: MMEngine takes that up only
+    after the order of the data has been drawn.
+
+    Args:
+        cfg (Config): Changed in place.
+        resume (bool | str): True for the newest whole checkpoint of the work dir; if there is
+            none, training begins, from ``load_from`` where the config has it. A path for that
+            file.
+
+    Returns:
+        list[str]: What to tell the user, a line each.
+
+    Raises:
+        UserError: If there is no file at the path, or it is torn.
+    """
+    notes = []
+    if resume is True:
+        path, torn = find_latest_checkpoint(cfg)
+        notes += [f'{file} is torn and skipped: {reason}' for file, reason in torn.items()]
+        if path is None:
+            cfg.resume = False
+            return [*notes, f'no whole checkpoint in {cfg.work_dir}: training begins anew']
+    else:
+        path = Path(resume)
+        if not path.exists():
+            raise UserError(f'no checkpoint to resume from at {path}: check the path')
+        reason = why_torn(path)
+        if reason:
+            raise UserError(f'{path} is torn: {reason}; resume from another one')
+    cfg.resume = True
+    cfg.load_from = str(path)
+    return notes + _take_seed(cfg, path)
+
+
+def find_latest_checkpoint(cfg: Config) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole one among the checkpoints that a config's training has written.
+
+    The one that ``last_checkpoint`` names comes first, and before it those that were written
+    later and have a higher number; the rest follow by age. So neither an older training in the
+    same folder nor a copied folder, in which all files are of one age, leads astray.
+
+    Args:
+        cfg (Config): With ``work_dir``; ``default_hooks.checkpoint`` may have another
+            ``out_dir`` and ``filename_tmpl``.
+
+    Returns:
+        tuple: The file, None if there is none; and by torn file that is newer, what is wrong
+        with it.
+    """
+    hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    work_dir = Path(cfg.work_dir)
+    # As MMEngine's hook puts it.
+    folder = Path(hook['out_dir'], work_dir.resolve().name) if hook.get('out_dir') else work_dir
+    templates = (
+        [hook['filename_tmpl']] if 'filename_tmpl' in hook else ['epoch_{}.pth', 'iter_{}.pth']
+    )
+    numbers = _numbers(folder, templates)
+    files = sorted(numbers, key=lambda file: (file.stat().st_mtime_ns, numbers[file]), reverse=True)
+    last = _named_last(work_dir, files)
+    if last is not None:
+        newer = [file for file in files[: files.index(last)] if numbers[file] > numbers[last]]
+        files = [*newer, last, *(file for file in files if file not in (*newer, last))]
+    torn = {}
+    for file in files:
+        reason = why_torn(file)
+        if not reason:
+            return file, torn
+        torn[file] = reason
+    return None, torn
+
+
+def why_torn(path: Path) -> str:
+    """What is wrong with a checkpoint file that was not written to the end; empty if it is whole.
+
+    Every checksum in it is compared. Nothing is unpickled.
+    """
+    if path.is_dir() or _is_legacy(path):
+        # DeepSpeed's folders, and files of torch before 1.6, have no checksums.
+        return ''
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error).splitlines()[0]
+    return f'the checksum of {bad} does not fit' if bad else ''
+
+
+def _is_legacy(path: Path) -> bool:
+    # A pickle begins with a protocol byte, a zip file with PK.
+    with open(path, 'rb') as file:
+        return file.read(1) == b'\x80'
+
+
+def _numbers(folder: Path, templates: list[str]) -> dict[Path, int]:
+    """The checkpoints in a folder, with the epoch or iteration in their names."""
+    numbers = {}
+    for template in templates:
+        before, _, after = template.partition('{}')
+        pattern = re.compile(f'{re.escape(before)}([0-9]+){re.escape(after)}')
+        for file in folder.glob('*') if folder.is_dir() else ():
+            match = pattern.fullmatch(file.name)
+            if match:
+                numbers[file] = int(match[1])
+    return numbers
+
+
+def _named_last(work_dir: Path, files: list[Path]) -> Path | None:
+    """The one among the files that ``last_checkpoint`` names, wherever the folder lies now."""
+    try:
+        name = (work_dir / LAST).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((file for file in files if file.name == os.path.basename(name)), None)
+
+
+def _take_seed(cfg: Config, path: Path) -> list[str]:
+    randomness = dict(cfg.get('randomness') or {})
+    try:
+        seed = load_checkpoint(path).get('meta', {}).get('seed')
+    except UserError as error:
+        if randomness.get('seed') is not None:
+            return []
+        return [f'the data comes in another order than before: {error}']
+    if seed is None or seed == randomness.get('seed'):
+        return []
+    cfg.randomness = dict(randomness, seed=seed)
+    given = randomness.get('seed')
+    return [] if given is None else [f'seed {seed} of {path} is used, not {given} of the config']

@@ -1,0 +1,143 @@
+"""Random numbers that depend on where training is, not on how it came there.
+
+So a resumed training draws what the uninterrupted one draws: order of the data, augmentation in
+any number of worker processes, dropout. MMEngine restores the order of the data alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import BatchSampler, Sampler
+
+from .custom_hooks import is_of_type
+
+#: Streams of random numbers that have nothing to do with each other.
+EPOCH, ITERATION, SAMPLE = range(3)
+
+
+def seed_everything(seed: int, *place: int) -> None:
+    """Seed Python, NumPy and torch with a number for each place in a training.
+
+    Args:
+        seed (int): Of the training.
+        place (int): The stream and where in it.
+    """
+    words = np.random.SeedSequence(seed, spawn_key=place).generate_state(4)
+    number = int(words[:2].view(np.uint64)[0])
+    random.seed(number)
+    np.random.seed(words)
+    torch.manual_seed(number)
+
+
+@HOOKS.register_module()
+class IterSeedHook(Hook):
+    """Seeds the training process by the epoch and by the iteration, before anybody draws."""
+
+    priority = 'HIGHEST'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        seed_everything(runner.seed, EPOCH, runner.epoch)
+        batch_sampler = runner.train_dataloader.batch_sampler
+        if isinstance(batch_sampler, SeededBatchSampler) and isinstance(
+            runner.train_loop, EpochBasedTrainLoop
+        ):
+            batch_sampler.epoch = runner.epoch
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        seed_everything(runner.seed, ITERATION, runner.iter)
+
+
+@DATA_SAMPLERS.register_module()
+class SeededBatchSampler(Sampler):
+    """Another batch sampler's batches, each sample with a seed for its augmentation.
+
+    The seed goes along with the indices, so that it does not matter which process loads them.
+
+    Args:
+        sampler (Sampler): Gives the indices.
+        batch_size (int): Samples a batch.
+        drop_last (bool): Leave out a last batch that is not full. Defaults to False.
+        batch_sampler (dict, optional): Config of the one that makes the batches. By default
+            torch's.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        batch_size: int,
+        drop_last: bool = False,
+        batch_sampler: dict | None = None,
+    ):
+        if batch_sampler is None:
+            self.batches = BatchSampler(sampler, batch_size, drop_last)
+        else:
+            self.batches = DATA_SAMPLERS.build(
+                batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size)
+            )
+        self.sampler = sampler
+        self.batch_size = batch_size
+        # What the Runner seeded this process with, when it was built.
+        self.seed = torch.initial_seed()
+        #: The pass over the data that begins next.
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[SeededBatch]:
+        epoch = self.epoch
+        self.epoch += 1
+        for number, indices in enumerate(self.batches):
+            yield SeededBatch(indices, self.seed, (SAMPLE, get_rank(), epoch, number))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class SeededBatch:
+    """The indices of a batch. Whoever goes through them, to load each, is seeded before each.
+
+    Args:
+        indices (Sequence): What the dataset is asked for.
+        seed (int): Of the training.
+        place (tuple[int, ...]): Of this batch in it.
+    """
+
+    def __init__(self, indices: Sequence, seed: int, place: tuple[int, ...]):
+        self.indices = indices
+        self.seed = seed
+        self.place = place
+
+    def __iter__(self) -> Iterator:
+        for position, index in enumerate(self.indices):
+            seed_everything(self.seed, *self.place, position)
+            yield index
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def seed_samples(cfg: Config) -> None:
+    """Put the batch sampler around that of a config's training data.
+
+    Args:
+        cfg (Config): Changed in place.
+    """
+    loader = cfg.get('train_dataloader')
+    if not isinstance(loader, dict):
+        return
+    inner = loader.get('batch_sampler')
+    if inner is not None and is_of_type(inner, 'SeededBatchSampler'):
+        return
+    seeded = dict(type='mmorepa.SeededBatchSampler')
+    if inner is not None:
+        seeded['batch_sampler'] = inner
+    elif 'drop_last' in loader:
+        seeded['drop_last'] = loader.pop('drop_last')
+    loader['batch_sampler'] = seeded

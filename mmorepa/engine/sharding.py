@@ -1,0 +1,62 @@
+"""FSDP that can be resumed, and that works on a CPU too."""
+
+from __future__ import annotations
+
+import torch
+from mmengine._strategy import FSDPStrategy
+from mmengine.config import Config
+from mmengine.registry import STRATEGIES
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+#: What is in the state of an optimizer itself.
+OPTIMIZER = ('state', 'param_groups')
+
+
+@STRATEGIES.register_module()
+class ResumableFSDPStrategy(FSDPStrategy):
+    """MMEngine's strategy, which cannot load an optimizer's state with torch from 2.1 on.
+
+    With ``state_dict_cfg='full'`` it writes a checkpoint like any other.
+    """
+
+    def optim_state_dict(self) -> dict:
+        """As in MMEngine, with what an optimizer wrapper has beside it, such as a loss scale."""
+        beside = _beside(self.optim_wrapper.state_dict())
+        return {**super().optim_state_dict(), **beside}
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """As in MMEngine, but with arguments by name: torch has changed their order."""
+        beside = _beside(state_dict)
+        state_dict = FullyShardedDataParallel.optim_state_dict_to_load(
+            model=self.model,
+            optim=self.optim_wrapper.optimizer,
+            optim_state_dict={key: state_dict[key] for key in OPTIMIZER},
+        )
+        self.optim_wrapper.load_state_dict({**state_dict, **beside})
+
+
+def _beside(state_dict: dict) -> dict:
+    return {key: value for key, value in state_dict.items() if key not in OPTIMIZER}
+
+
+def prepare(cfg: Config) -> None:
+    """Put the strategy above in the place of MMEngine's, and onto the CPU where there is no GPU.
+
+    Args:
+        cfg (Config): Changed in place.
+    """
+    strategy = cfg.get('strategy') or {}
+    if strategy.get('type') != 'FSDPStrategy':
+        return
+    strategy['type'] = 'mmorepa.ResumableFSDPStrategy'
+    if torch.cuda.is_available():
+        return
+    wrapper = dict(type='MMFullyShardedDataParallel', device_id='cpu')
+    strategy['model_wrapper'] = wrapper | (strategy.get('model_wrapper') or {})
+    if strategy.get('state_dict_cfg') == 'full':
+        # MMEngine's own moves tensors to the CPU, where torch 2.5 frees what is there already.
+        strategy['state_dict_cfg'] = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig'),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig'),
+        )
