@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Export a checkpoint to ONNX and other formats: python tools/export.py CONFIG CHECKPOINT OUT."""
+
+import argparse
+
+from mmorepa import cli
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Bring a checkpoint into deploy form and write it as a file that runs without '
+        'this package. It is run and compared with the checkpoint first.'
+    )
+    parser.add_argument('config', help='the config the checkpoint was trained with')
+    parser.add_argument('checkpoint', help='the checkpoint file, in any form')
+    parser.add_argument(
+        'out', help='the file to write: .onnx, .pt2 (torch-export), .pt (torchscript)'
+    )
+    parser.add_argument(
+        '--format',
+        choices=['onnx', 'torch-export', 'torchscript', 'aot-inductor'],
+        default='onnx',
+        help='default: onnx; aot-inductor writes .so before torch 2.6, then .pt2',
+    )
+    parser.add_argument('--fp16', action='store_true', help='weights and graph in float16')
+    parser.add_argument(
+        '--size',
+        type=positive,
+        nargs=2,
+        default=(224, 224),
+        metavar=('H', 'W'),
+        help='input with which the graph is made, in pixels (default: 224 224)',
+    )
+    parser.add_argument('--opset', type=int, default=17, metavar='N', help='of ONNX (default: 17)')
+    parser.add_argument(
+        '--static', action='store_true', help='fix batch 1 and the size, instead of any'
+    )
+    parser.add_argument(
+        '--with-preprocessing',
+        action='store_true',
+        help='put channel order and normalisation into the graph, which then takes pixels',
+    )
+    parser.add_argument(
+        '--full-size',
+        action='store_true',
+        help="resize a segmentor's logits to the size of the image",
+    )
+    parser.add_argument(
+        '--images',
+        type=int,
+        default=0,
+        metavar='N',
+        help="compare on N images of the config's test set as well",
+    )
+    parser.add_argument('--force', action='store_true', help='replace an existing file')
+    cli.add_config_options(parser)
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{text} is too few, wanted at least 1')
+    return number
+
+
+def main() -> None:
+    args = parse_args()
+    from mmorepa.engine.run import load_config
+    from mmorepa.export import export
+
+    export(
+        load_config(args.config, cfg_options=args.cfg_options),
+        args.checkpoint,
+        args.out,
+        args.format,
+        fp16=args.fp16,
+        size=tuple(args.size),
+        opset=args.opset,
+        static=args.static,
+        with_preprocessing=args.with_preprocessing,
+        full_size=args.full_size,
+        images=args.images,
+        force=args.force,
+        report=lambda line: print(line, flush=True),
+    )
+
+
+if __name__ == '__main__':
+    cli.run(main)
