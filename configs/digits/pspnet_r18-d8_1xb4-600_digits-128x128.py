@@ -36,6 +36,6 @@ train_cfg = dict(max_iters=600, val_interval=300)
 
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=300, max_keep_ckpts=1),
+    checkpoint=dict(interval=300, max_keep_ckpts=2),
 )
 randomness = dict(seed=0)

@@ -28,6 +28,6 @@ train_cfg = dict(max_epochs=10, val_interval=2)
 
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(max_keep_ckpts=1),
+    checkpoint=dict(max_keep_ckpts=2),
 )
 randomness = dict(seed=0)

@@ -31,6 +31,6 @@ train_cfg = dict(max_epochs=8, val_interval=4)
 
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(max_keep_ckpts=1),
+    checkpoint=dict(max_keep_ckpts=2),
 )
 randomness = dict(seed=0)
