@@ -1,41 +1,59 @@
 #!/usr/bin/env python
-"""Look into a network: python tools/analyze.py effective-lr CONFIG [CHECKPOINT]."""
+"""Look into a network: python tools/analyze.py COMMAND CONFIG [CHECKPOINT]."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
 from mmorepa import cli
 
+FRESH = '(default: as training starts, with load_from and init_cfg of the config)'
+
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Look into a network')
+    parser = argparse.ArgumentParser(
+        description='Look into a network. Every command prints a table and writes its numbers as '
+        'JSON and a picture as PNG.'
+    )
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     add_effective_lr(commands)
+    add_branches(commands)
+    add_spectrum(commands)
+    add_norms(commands)
+    add_diff(commands)
+    add_budget(commands)
     return parser.parse_args()
 
 
+def add_command(commands, name: str, command, help: str, description: str, checkpoint: str = ''):
+    """Add a command with what all of them take; ``checkpoint`` says which one, if any."""
+    parser = commands.add_parser(name, help=help, description=description)
+    parser.add_argument('config', help='the config file')
+    if checkpoint:
+        parser.add_argument('checkpoint', nargs='?', help=checkpoint)
+    parser.add_argument(
+        '--out', metavar='DIR', help="where results go (default: the config's work dir)"
+    )
+    cli.add_config_options(parser)
+    parser.set_defaults(command=command)
+    return parser
+
+
 def add_effective_lr(commands) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         'effective-lr',
+        effective_lr,
         help='how far an SGD step moves each generated kernel',
         description='Measure how far one SGD step moves each generated kernel, on batches of the '
         "config's training data: next to a plain convolution with the same kernel and gradient, "
         'and relative to its own size. Prints a table and the lr_mult with which the stem would '
         'step like others; writes effective_lr.json and effective_lr.png.',
-    )
-    parser.add_argument('config', help='the config file')
-    parser.add_argument(
-        'checkpoint',
-        nargs='?',
-        help='a checkpoint of that config in training form (default: as training starts, with '
-        'load_from and init_cfg of the config)',
+        checkpoint=f'a checkpoint of that config in training form {FRESH}',
     )
     parser.add_argument(
         '--batches', type=positive, default=4, metavar='N', help='how many to run (default: 4)'
-    )
-    parser.add_argument(
-        '--out', metavar='DIR', help="where results go (default: the config's work dir)"
     )
     parser.add_argument(
         '--write',
@@ -50,8 +68,99 @@ def add_effective_lr(commands) -> None:
         'default), the other blocks, or the other blocks relative to the size of their kernels',
     )
     parser.add_argument('--force', action='store_true', help='replace FILE if it exists')
-    cli.add_config_options(parser)
-    parser.set_defaults(command=effective_lr)
+
+
+def add_branches(commands) -> None:
+    add_command(
+        commands,
+        'branches',
+        branches,
+        help='how alike the branches of each layer are, and what each has in the kernel',
+        description="Compare the kernels of each layer's branches, with and without their scales: "
+        'cosine of each pair, their mean, and the share of each branch in the kernel. Writes '
+        'branches.json and branches.png.',
+        checkpoint=f'a checkpoint of that config in training form {FRESH}',
+    )
+
+
+def add_spectrum(commands) -> None:
+    add_command(
+        commands,
+        'spectrum',
+        spectrum,
+        help='what the frequency prior contributes to each kernel',
+        description='Measure the energy of each generated kernel at each frequency, with and '
+        'without its frequency prior, and show the filters of the prior. Writes spectrum.json and '
+        'spectrum.png.',
+        checkpoint=f'a checkpoint of that config in training form {FRESH}',
+    )
+
+
+def add_norms(commands) -> None:
+    parser = add_command(
+        commands,
+        'norms',
+        norms,
+        help='the distribution of the deep linear stem against a plain stem',
+        description="Compare the kernel of a network's deep linear stem with that of a plain one: "
+        'histogram, norms of the channels, singular values, energy at each position. Writes '
+        'norms.json and norms.png.',
+        checkpoint=f'a checkpoint of that config in training form {FRESH}',
+    )
+    parser.add_argument(
+        '--plain',
+        nargs='+',
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='the plain network, and a checkpoint of it with BatchNorms (default: fresh Kaiming '
+        'values; without CHECKPOINT, as training starts)',
+    )
+
+
+def add_diff(commands) -> None:
+    parser = add_command(
+        commands,
+        'diff',
+        diff,
+        help='where the training form and the deploy form differ, layer by layer',
+        description='Run both forms on the same images and compare them at every layer that '
+        'changes: where to look when convert.py refuses. Writes diff.json and diff.png.',
+        checkpoint=f'a checkpoint of that config, BatchNorms kept {FRESH}',
+    )
+    parser.add_argument(
+        '--data',
+        action='store_true',
+        help="run the first batch of the config's test data (default: a random image)",
+    )
+    parser.add_argument(
+        '--probe-size',
+        type=positive,
+        default=224,
+        metavar='PIXELS',
+        help='side of the random image, as in convert.py (default: 224)',
+    )
+
+
+def add_budget(commands) -> None:
+    parser = add_command(
+        commands,
+        'budget',
+        budget,
+        help='memory and time of training with each component, offline and online',
+        description='Measure training steps of the backbone of a config on random images: plain, '
+        'and with the components of OREPA added one by one, offline and online. The same as '
+        'tools/benchmark.py --preset paper. Prints Markdown tables; writes budget.json, '
+        'benchmark.md, bars.png and split.png.',
+    )
+    parser.add_argument('--batch', type=positive, default=8, metavar='N', help='(default: 8)')
+    parser.add_argument(
+        '--size',
+        type=positive,
+        default=224,
+        metavar='PIXELS',
+        help='height and width (default: 224)',
+    )
+    parser.add_argument('--repeats', type=positive, default=10, metavar='N', help='(default: 10)')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
 
 
 def positive(text: str) -> int:
@@ -62,27 +171,89 @@ def positive(text: str) -> int:
 
 
 def effective_lr(args: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from mmorepa.analysis import effective_lr_report as reports
-    from mmorepa.engine.run import load_config
 
-    cfg = load_config(args.config, args.out, args.cfg_options)
+    cfg, out = load(args)
     if args.write:
         reports.check_target(cfg, args.write, args.force)
     report = reports.study(cfg, args.checkpoint, args.batches)
+    present(reports, report, out / 'effective_lr')
+    if args.write:
+        reports.write_config(report, cfg, args.write, args.like)
+        print(f'wrote {args.write}')
+
+
+def branches(args: argparse.Namespace) -> None:
+    from mmorepa.analysis import branches as reports
+
+    cfg, out = load(args)
+    present(reports, reports.study(cfg, args.checkpoint), out / 'branches')
+
+
+def spectrum(args: argparse.Namespace) -> None:
+    from mmorepa.analysis import spectrum as reports
+
+    cfg, out = load(args)
+    present(reports, reports.study(cfg, args.checkpoint), out / 'spectrum')
+
+
+def norms(args: argparse.Namespace) -> None:
+    from mmorepa.analysis import stem_norms as reports
+    from mmorepa.engine.run import load_config
+    from mmorepa.errors import UserError
+
+    cfg, out = load(args)
+    plain = args.plain or [None]
+    if len(plain) > 2:
+        raise UserError(f'--plain has {len(plain)} values: wanted CONFIG and perhaps CHECKPOINT')
+    plain[0] = plain[0] and load_config(plain[0])
+    present(reports, reports.study(cfg, args.checkpoint, *plain), out / 'norms')
+
+
+def diff(args: argparse.Namespace) -> None:
+    from mmorepa.analysis import diff as reports
+
+    cfg, out = load(args)
+    report = reports.study(cfg, args.checkpoint, args.data, args.probe_size)
+    present(reports, report, out / 'diff')
+
+
+def budget(args: argparse.Namespace) -> None:
+    from mmorepa.analysis import budget as reports
+
+    cfg, out = load(args)
+    command = shlex.join(['python', *sys.argv])
+    options = dict(batch=args.batch, size=args.size, repeats=args.repeats, device=args.device)
+    print(reports.run(cfg, out, command=command, **options))
+
+
+def load(args: argparse.Namespace):
+    """The config, and the folder for results."""
+    from mmorepa.analysis.output import check_folder
+    from mmorepa.engine.run import load_config
+
+    cfg = load_config(args.config, args.out, args.cfg_options)
+    return cfg, check_folder(cfg.work_dir)
+
+
+def present(reports, report, path: Path) -> None:
+    """Print a report and write it.
+
+    Args:
+        reports: The module that it is of.
+        report: What its functions take.
+        path (Path): Of the files, without an ending.
+    """
+    from rich.console import Console
+
     # A pipe or a file has no width: there a row stays one line.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(reports.table(report))
     for line in reports.summary(report):
         print(line)
-    out = Path(cfg.work_dir)
-    reports.write_json(report, out / 'effective_lr.json')
-    reports.write_plot(report, out / 'effective_lr.png')
-    print(f'wrote {out}/effective_lr.json and {out}/effective_lr.png')
-    if args.write:
-        reports.write_config(report, cfg, args.write, args.like)
-        print(f'wrote {args.write}')
+    reports.write_json(report, path.with_suffix('.json'))
+    reports.write_plot(report, path.with_suffix('.png'))
+    print(f'wrote {path}.json and {path}.png')
 
 
 def main() -> None:

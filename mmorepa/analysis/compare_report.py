@@ -14,13 +14,12 @@ from matplotlib.figure import Figure
 from ..checkpoints.files import written_whole
 from ..errors import UserError
 from .compare import WARM_UP, settled
+from .output import COLOURS, write_figure
 
 #: How far a metric of the deploy form may be from the training form's, relative: on a large test
 #: set rounding may turn a close decision or two, or the third digit, where a library stops.
 DEPLOY_TOLERANCE = 2e-3
 
-#: Colours that colour-blind readers can tell apart (Okabe and Ito's), and marks.
-COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00', '#000000')
 MARKS = 'osD^vP*X'
 
 MIB = 2**20
@@ -282,8 +281,7 @@ def write_plot(report: Report, path: str | os.PathLike) -> None:
     axes.grid(color='#dddddd', linewidth=0.5)
     axes.set_axisbelow(True)
     figure.legend(loc='outside right upper', fontsize=9)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format='png')
+    write_figure(figure, path)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

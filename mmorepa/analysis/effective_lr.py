@@ -35,14 +35,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
@@ -50,6 +48,7 @@ from ..convs import OREPAConv2d, squeeze
 from ..convs.fused import by_reference
 from ..convs.orepa import DeepLinearStem
 from ..errors import UserError
+from .networks import quiet
 
 #: The numbers of a comparison.
 NUMBERS = ('gain', 'along', 'cosine', 'relative')
@@ -306,15 +305,3 @@ def learning_rates(model: nn.Module, optim_wrapper: dict) -> dict[int, float]:
         for parameter in group['params']
         if parameter.requires_grad
     }
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep MMEngine from logging several lines a parameter; errors still show."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -15,18 +14,15 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.model import revert_sync_batchnorm
-from mmengine.runner import Runner, set_random_seed
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ..checkpoints import load_any_form, load_checkpoint
-from ..checkpoints.conversion import build_model
 from ..checkpoints.files import written_whole
 from ..errors import UserError
-from .effective_lr import NUMBERS, Layer, blocks_of, measure, quiet
+from . import output
+from .effective_lr import NUMBERS, Layer, blocks_of, measure
+from .networks import load_data, load_network
 
 CONSTRUCTOR = 'OREPAOptimWrapperConstructor'
 
@@ -121,24 +117,9 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int
     """
     if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
         raise UserError('the config has no train_dataloader or no optim_wrapper: wanted both')
-    seed = cfg.get('randomness', {}).get('seed') or 0
-    set_random_seed(seed)
-    model = build_model(cfg)
-    blocks_of(model)
-    checkpoint = checkpoint or cfg.get('load_from')
-    if checkpoint:
-        load_training_form(model, checkpoint)
-    else:
-        with quiet():
-            model.init_weights()
-    model = revert_sync_batchnorm(model).to(get_device())
-    try:
-        loader = Runner.build_dataloader(cfg.train_dataloader, seed=seed)
-    except FileNotFoundError as error:
-        raise UserError(
-            f'the training data of the config is not there: {str(error).splitlines()[0]}; '
-            'give its place with --cfg-options train_dataloader.dataset.data_root=FOLDER'
-        ) from None
+    network = load_network(cfg, checkpoint)
+    blocks_of(network.model)
+    loader = load_data(cfg, 'train_dataloader')
     count = min(batches, len(loader))
     progress = track(
         islice(loader, count),
@@ -147,32 +128,18 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int
         console=Console(stderr=True),
         transient=True,
     )
-    layers = measure(model, progress, cfg.optim_wrapper)
+    layers = measure(network.model, progress, cfg.optim_wrapper)
     paramwise = cfg.optim_wrapper.get('paramwise_cfg') or {}
     lr_mults = dict(stem=paramwise.get('stem', {}).get('lr_mult', 1))
     if 'lr_mult' in paramwise.get('stem_scale', {}):
         lr_mults['stem_scale'] = paramwise['stem_scale']['lr_mult']
     return Report(
-        config=Path(cfg.filename).name,
-        checkpoint=Path(checkpoint).name if checkpoint else 'the start of training',
+        config=network.config,
+        checkpoint=network.checkpoint,
         batches=count,
         layers=layers,
         lr_mults=lr_mults,
     )
-
-
-def load_training_form(model, checkpoint: str | os.PathLike) -> None:
-    """Load a checkpoint that has the branches.
-
-    Raises:
-        UserError: If it does not fit, or is in squeezed or deploy form.
-    """
-    form = load_any_form(model, load_checkpoint(checkpoint)['state_dict'], str(checkpoint))
-    if form != 'training':
-        raise UserError(
-            f'{checkpoint} is in {form} form and has no generated kernels: '
-            'give the checkpoint that it was converted from'
-        )
 
 
 def table(report: Report) -> Table:
@@ -243,19 +210,6 @@ def format_mults(lr_mults: Mapping[str, float]) -> str:
 
 def write_json(report: Report, path: str | os.PathLike) -> None:
     """Write all numbers; those that do not exist are null. The file is written whole or not."""
-    layers = [
-        dict(
-            name=layer.name,
-            kind=layer.kind,
-            shape=layer.shape,
-            frozen=layer.frozen,
-            **{
-                number: [None if math.isnan(value) else value for value in getattr(layer, number)]
-                for number in NUMBERS
-            },
-        )
-        for layer in report.layers
-    ]
     suggested = {}
     for like in LIKE:
         with contextlib.suppress(UserError):
@@ -266,10 +220,9 @@ def write_json(report: Report, path: str | os.PathLike) -> None:
         batches=report.batches,
         lr_mults=report.lr_mults,
         suggested=suggested,
-        layers=layers,
+        layers=[asdict(layer) for layer in report.layers],
     )
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + '\n')
+    output.write_json(content, path)
 
 
 def write_plot(report: Report, path: str | os.PathLike) -> None:
@@ -289,8 +242,7 @@ def write_plot(report: Report, path: str | os.PathLike) -> None:
     )
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=len(labels), fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format='png')
+    output.write_figure(figure, path)
 
 
 def draw(axes: Axes, report: Report, number: str) -> None:
