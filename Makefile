@@ -3,13 +3,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENV = $(shell $(PYTHON) tools/setup_env.py --where)
 
-.PHONY: help setup test demo demo-finetune lint clean
+.PHONY: help setup test demo demo-finetune docs lint clean
 
 help:
 	@echo 'make setup   make the environment with the pinned stack'
 	@echo 'make test    check the style, then run all tests'
 	@echo 'make demo    train, convert and compare a small model, on the CPU'
 	@echo 'make demo-finetune   go on from the demo with a detector and a segmentor'
+	@echo 'make docs    build the documentation into site/'
 	@echo 'make lint    check the style'
 	@echo 'make clean   remove what was made in this folder; compiled wheels stay in the cache'
 
@@ -28,9 +29,13 @@ demo: setup
 demo-finetune: setup
 	@$(ENV)/bin/python tools/demo.py detect segment
 
+# Its theme announces the next version of mkdocs in every build.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(ENV)/bin/python -m mkdocs build --strict
+
 lint: setup
 	$(ENV)/bin/python -m ruff check .
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find configs mmorepa tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

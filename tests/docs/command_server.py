@@ -1,0 +1,127 @@
+"""Runs Python commands one after the other, each in a process of its own.
+
+The processes are forked from one that has imported the libraries, which would take most of the time
+of most commands. Started as a program by :class:`Server`; asked on standard input, a line of JSON a
+command.
+"""
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+#: Imported once. Nothing of this project, which a command imports as it does for a user.
+LIBRARIES = (
+    'matplotlib.pyplot',
+    'mmdet.datasets',
+    'mmdet.models',
+    'mmpretrain.apis',
+    'mmpretrain.datasets',
+    'mmpretrain.models',
+    'rich.table',
+    'sklearn.datasets',
+)
+
+#: After which a command is ended; none should need a tenth of them.
+SECONDS = 300
+
+
+class Server:
+    """The program below, from the first command on.
+
+    Args:
+        folder (Path): In which the commands run.
+        variables (dict[str, str]): Of their environment.
+    """
+
+    def __init__(self, folder: Path, variables: dict[str, str]):
+        self.folder = folder
+        self.log = folder / '.output'
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, **variables},
+        )
+
+    def run(self, words: list[str], variables: dict[str, str]) -> tuple[int, str]:
+        """Run ``python WORDS``; its exit code and what it printed."""
+        request = dict(words=words, variables=variables, log=str(self.log))
+        self.process.stdin.write(json.dumps(request) + '\n')
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        return code, self.log.read_text(encoding='utf-8', errors='replace')
+
+    def close(self) -> None:
+        """End the program."""
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def serve() -> dict:
+    """Answer each request with an exit code; return, in a new process, what it is to run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for library in LIBRARIES:
+            importlib.import_module(library)
+    # Prettier text of a config is a second of every training.
+    importlib.import_module('mmengine.config.config').FormatCode = lambda text, **_: (text, True)
+    gc.freeze()  # what is there stays shared with the processes to come
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # whatever prints shall not pass for an answer
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            return json.loads(line)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+    end(0)
+
+
+def run(words: list[str], variables: dict[str, str], log: str) -> None:
+    """Become ``python WORDS``, for no longer than :data:`SECONDS`."""
+    signal.alarm(SECONDS)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(variables)
+    sys.argv = words
+    sys.path[:1] = [os.path.dirname(os.path.realpath(words[0])), *path_of(variables)]
+    try:
+        runpy.run_path(words[0], run_name='__main__')
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        end(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+    except BaseException:
+        traceback.print_exc()
+        end(1)
+    end(0)
+
+
+def path_of(variables: dict[str, str]) -> list[str]:
+    """The folders of PYTHONPATH, if a command sets it."""
+    folders = variables.get('PYTHONPATH')
+    return folders.split(os.pathsep) if folders else []
+
+
+def end(code: int) -> None:
+    """End this process at once: taking so many modules apart would take a second."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == '__main__':
+    run(**serve())
