@@ -13,7 +13,6 @@ from mmorepa.checkpoints.conversion import build_model  # noqa: E402
 from mmorepa.engine.run import load_config  # noqa: E402
 from support import CONFIG, make_trained_like  # noqa: E402
 
-
 # MMEngine's Runner has yapf lay out its config several times, which takes a test of a detector
 # longer than the training. What the commands write in processes of their own is laid out.
 mmengine_config.FormatCode = lambda text, **options: (text, True)
