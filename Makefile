@@ -2,12 +2,14 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENV = $(shell $(PYTHON) tools/setup_env.py --where)
+NEWEST = $(shell $(PYTHON) tools/setup_env.py --stack newest --where)
 
-.PHONY: help setup test demo demo-finetune docs lint clean
+.PHONY: help setup test test-newest demo demo-finetune docs lint clean
 
 help:
 	@echo 'make setup   make the environment with the pinned stack'
 	@echo 'make test    check the style, then run all tests'
+	@echo 'make test-newest   tests with the newest torch that was tried, see docs/second_stack.md'
 	@echo 'make demo    train, convert and compare a small model, on the CPU'
 	@echo 'make demo-finetune   go on from the demo with a detector and a segmentor'
 	@echo 'make docs    build the documentation into site/'
@@ -23,6 +25,11 @@ test: lint
 	OMP_NUM_THREADS=1 $(ENV)/bin/python -m pytest -n 2 --dist loadfile \
 		--no-loadscope-reorder tests/e2e tests/configs tests
 
+test-newest:
+	@$(PYTHON) tools/setup_env.py --stack newest
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile \
+		--no-loadscope-reorder tests/convs tests/checkpoints tests/engine tests/backbones
+
 demo: setup
 	@$(ENV)/bin/python tools/demo.py
 
@@ -37,5 +44,5 @@ lint: setup
 	$(ENV)/bin/python -m ruff check .
 
 clean:
-	rm -rf .venv build dist site *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest build dist site *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find configs mmorepa tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

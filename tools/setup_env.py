@@ -29,6 +29,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
+#: Where the requirement files of a stack lie that differ from those of the pinned one.
+STACKS = {'pinned': REQUIREMENTS, 'newest': REQUIREMENTS / 'newest'}
 PYTHON = (3, 11)  # that of requirements/constraints.txt
 STAMP = 'mmorepa-stamp.json'
 LOG = 'setup.log'
@@ -60,11 +62,18 @@ def cache_folder(environ):
     return Path(environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmorepa'
 
 
-def environment_folder(root, environ):
+def stack_key(requirements, stack):
+    """The key of a stack's requirement files."""
+    key = environment_key(requirements)
+    return key if stack == 'pinned' else key + environment_key(Path(requirements) / stack)
+
+
+def environment_folder(root, environ, stack='pinned'):
     """Where the environment lies: in the checkout; where CI is set, under its key in the cache."""
     if environ.get('CI'):
-        return cache_folder(environ) / 'env-{}'.format(environment_key(Path(root) / 'requirements'))
-    return Path(root) / '.venv'
+        key = stack_key(Path(root) / 'requirements', stack)
+        return cache_folder(environ) / f'env-{key}'
+    return Path(root) / ('.venv' if stack == 'pinned' else f'.venv-{stack}')
 
 
 def pinned(requirements, name):
@@ -113,10 +122,11 @@ def ninja_step(output):
 
 
 class Environment:
-    """A virtual environment with the pinned stack, and the steps that make it."""
+    """A virtual environment with one of the stacks, and the steps that make it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, stack='pinned'):
         self.folder = folder
+        self.stack = stack
         self.python = folder / 'bin' / 'python'
         self.log = folder / LOG
 
@@ -163,19 +173,25 @@ class Environment:
             shutil.rmtree(str(self.folder))
         self.folder.mkdir(parents=True)
 
+    def file(self, name):
+        """A requirement file: that of the stack, where it has its own."""
+        own = STACKS[self.stack] / name
+        return own if own.exists() else REQUIREMENTS / name
+
     def install(self, title, *arguments):
         """Install with pip; names of requirement files are looked up in requirements/."""
-        arguments = [REQUIREMENTS / a if str(a).endswith('.txt') else a for a in arguments]
+        arguments = [self.file(a) if str(a).endswith('.txt') else a for a in arguments]
         self.run('installing ' + title, self.pip('install', *arguments))
 
     def pip(self, command, *arguments):
         """A pip command line; settings come from pip's own files and variables, as always."""
         pip = [self.python, '-m', 'pip', command, '--progress-bar', 'off']
-        return pip + ['-c', REQUIREMENTS / 'constraints.txt'] + list(arguments)
+        return pip + ['-c', self.file('constraints.txt')] + list(arguments)
 
     def install_mmcv(self):
         """Install mmcv with its operators: a compiled one where there is one that loads."""
-        mmcv, torch = pinned(REQUIREMENTS, 'mmcv'), pinned(REQUIREMENTS, 'torch')
+        mmcv = pinned(REQUIREMENTS, 'mmcv')
+        torch = pinned(self.file('torch.txt').parent, 'torch')
         folders = wheel_folders(ROOT, os.environ, torch)
         for wheel in find_wheels(folders, mmcv):
             self.install(f'mmcv from {wheel}', '--no-deps', '--force-reinstall', wheel)
@@ -185,6 +201,11 @@ class Environment:
             say(f'  passed over: {problem}')
         places = ', '.join(str(folder) for folder in folders)
         say(f'no compiled mmcv {mmcv} for torch {torch} in: {places}')
+        if self.stack != 'pinned':
+            raise SetupError(
+                f'mmcv {mmcv} does not compile against torch {torch}: name a folder that has its '
+                'wheel, built against a torch that is nearly as new, in MMOREPA_WHEELS'
+            )
         wheel = self.compile_mmcv(mmcv, wheel_cache(os.environ, torch))
         self.install('mmcv', '--no-deps', '--force-reinstall', wheel)
         problem = self.ops_problem()
@@ -376,7 +397,8 @@ def alone(folder):
 
 def set_up(environment):
     """Bring an environment up to date with this checkout; do what its stamp lacks, and no more."""
-    wanted = {'environment': environment_key(REQUIREMENTS), 'project': project_key(ROOT)}
+    key = stack_key(REQUIREMENTS, environment.stack)
+    wanted = {'environment': key, 'project': project_key(ROOT)}
     stamp = environment.read_stamp()
     if stamp == wanted:
         return
@@ -394,10 +416,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--env', type=Path, help='folder of the environment (.venv; see --where)')
     parser.add_argument(
+        '--stack', choices=sorted(STACKS), default='pinned', help='see docs/second_stack.md'
+    )
+    parser.add_argument(
         '--where', action='store_true', help='print the folder of the environment, and do nothing'
     )
     args = parser.parse_args(argv)
-    folder = (args.env or environment_folder(ROOT, os.environ)).absolute()
+    folder = (args.env or environment_folder(ROOT, os.environ, args.stack)).absolute()
     if args.where:
         say(folder)
         return 0
@@ -406,7 +431,7 @@ def main(argv=None):
         signal.signal(number, signal.default_int_handler)
     try:
         with alone(folder.parent):
-            set_up(Environment(folder))
+            set_up(Environment(folder, args.stack))
     except SetupError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

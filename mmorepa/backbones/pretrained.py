@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..checkpoints.files import load_checkpoint
+from ..checkpoints.forms import refuse_non_finite
 from ..errors import UserError
 from ..state_dict import misfit
 
@@ -25,10 +26,11 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
             ``'backbone.'``.
 
     Raises:
-        UserError: If there is no such file, no key has the prefix, or keys or shapes differ; names
-            the first missing and the first unexpected key.
+        UserError: If there is no such file, it cannot be read, no key has the prefix, keys or
+            shapes differ, or weights are not finite; names the first missing and the first
+            unexpected key.
     """
-    if not fileio.exists(checkpoint):
+    if '://' not in str(checkpoint) and not fileio.exists(checkpoint):
         raise UserError(
             f'no pretraining checkpoint at {checkpoint}: pretrain first, or name another with '
             '--cfg-options model.backbone.init_cfg.checkpoint=FILE'
@@ -51,4 +53,5 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
             'same network in the form that the config builds'
         )
     backbone.load_state_dict(state_dict)
+    refuse_non_finite(backbone, checkpoint)
     print_log(f'loaded all {len(state_dict)} tensors of {checkpoint}', logger='current')

@@ -86,9 +86,9 @@ def convert(
     out_config = out.with_suffix('.py')
     if out_config == out:
         raise UserError(f'{out} is no name for a checkpoint: wanted an ending such as .pth')
-    inputs = [Path(path).resolve() for path in (checkpoint, cfg.filename) if path]
+    inputs = [os.path.realpath(path) for path in (checkpoint, cfg.filename) if path]
     for path in (out, out_config):
-        if path.resolve() in inputs:
+        if os.path.realpath(path) in inputs:
             raise UserError(f'{path} is what is to be converted: choose another name for OUT')
         if path.exists() and not force:
             raise UserError(f'{path} exists already: choose another name or pass --force')
@@ -107,7 +107,7 @@ def convert(
     if not agreement.within(TOLERANCE):
         raise UserError(
             f'the converted model does not agree with {checkpoint} on a probe image: {agreement}, '
-            f'wanted at most {TOLERANCE:.0e} relative; nothing was written'
+            f'wanted at most {TOLERANCE:.0e} relative; nothing was written; tools/analyze.py diff names the layers'
         )
 
     form = 'squeezed' if keep_bn else 'deploy'

@@ -5,65 +5,136 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine import fileio
-from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
+from ..engine import safe_globals  # noqa: F401  (makes MMEngine's classes known to torch)
 from ..errors import UserError
+from ..state_dict import one_line, unusable
+from .foreign import foreign
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:
     """Read a checkpoint onto the CPU, unpickling nothing but tensors and plain values.
 
     MMEngine's training checkpoints hold its ``HistoryBuffer`` and numpy arrays as well; these are
-    allowed by name.
+    allowed by name, see :mod:`mmorepa.engine.safe_globals`. Whether the values are finite is not
+    asked.
 
     Args:
-        path (str | os.PathLike): A file, or anything MMEngine's file client reads.
+        path (str | os.PathLike): A file, a URL, or anything MMEngine's file client reads.
 
     Returns:
-        dict: With at least ``state_dict``, whose keys have lost a ``module.`` in front. A file
-        that is a bare state dict is put under that key.
+        dict: With at least ``state_dict``, dense tensors whose keys have lost a ``module.`` in
+        front, and ``meta``, a dict. A file that is a bare state dict is put under that key.
 
     Raises:
-        UserError: If there is no such file, it is torn, it holds code, or it is no checkpoint.
+        UserError: If there is no such file, it is torn or damaged, it holds code, or it is no
+            checkpoint.
     """
     path = str(path)
-    if not fileio.exists(path):
-        raise UserError(f'no checkpoint at {path}: check the path')
+    checkpoint = unpickle(path)
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(
+            f'{path} holds a {type(checkpoint).__name__}, wanted a dict with a state_dict'
+        )
+    state_dict = checkpoint.get('state_dict', checkpoint)
+    reason = unusable(state_dict)
+    if reason:
+        raise UserError(f'{path} holds no state_dict of tensors: {_found(checkpoint, reason)}')
+    stripped = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    if len(stripped) < len(state_dict):
+        raise UserError(f'{path} holds a state_dict with keys that differ by a module. alone')
+    if state_dict is checkpoint:
+        return dict(state_dict=stripped, meta={})
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    return {**checkpoint, 'state_dict': stripped, 'meta': meta}
+
+
+def unpickle(path: str, map_location: Any = 'cpu') -> Any:
+    """What is in a file of ``torch.save``, unpickling nothing but tensors and plain values.
+
+    Args:
+        path (str): See :func:`load_checkpoint`.
+        map_location (Any): See ``torch.load``. Defaults to ``'cpu'``.
+
+    Raises:
+        UserError: If there is no such file, it is torn or damaged, it holds code, or ``torch.save``
+            did not write it.
+    """
+    content = _content(path)
+    kind = foreign(content)
+    if kind:
+        raise UserError(f'{path} is not a whole PyTorch checkpoint but {kind}')
     try:
-        with _allowed_globals():
-            checkpoint = torch.load(
-                io.BytesIO(fileio.get(path)), map_location='cpu', weights_only=True
-            )
+        with warnings.catch_warnings():
+            # Of types in old files; whoever reads a file did not write it.
+            warnings.simplefilter('ignore')
+            return torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
     except Exception as error:  # torn or foreign bytes trip torch's reader in many ways
         refused = re.search(r'GLOBAL (\S+)|(getattr of \S+)', str(error))
         if refused:
             raise UserError(
                 f'{path} is not loaded: it holds more than tensors and plain values, '
-                f'namely {refused[1] or refused[2]}; save its state dict alone'
+                f'namely {one_line(refused[1] or refused[2])}; save its state dict alone'
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f'{path} is not a whole PyTorch checkpoint ({reason})') from None
-    if not isinstance(checkpoint, Mapping):
-        raise UserError(
-            f'{path} holds a {type(checkpoint).__name__}, wanted a dict with a state_dict'
+        # torch's own lines go on with how to load it unsafely.
+        said = re.search(r'WeightsUnpickler error: (.*)', str(error)) or re.match(
+            '(.*)', str(error)
         )
-    if 'state_dict' not in checkpoint:
-        checkpoint = dict(state_dict=checkpoint)
-    state_dict = checkpoint['state_dict']
-    if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise UserError(f'{path} holds no state_dict of tensors')
-    state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    return {**checkpoint, 'state_dict': state_dict}
+        reason = one_line(f'{type(error).__name__}: {said[1]}')
+        raise UserError(f'{path} is not a whole PyTorch checkpoint ({reason})') from None
+
+
+def _content(path: str) -> bytes:
+    """All of a file or URL."""
+    # MMEngine's client for URLs can read, but not tell whether there is something.
+    is_url = path.startswith(('http://', 'https://'))
+    if os.path.isdir(path):
+        raise UserError(f'{path} is a folder: wanted a checkpoint file')
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f'{path} is no regular file: wanted a checkpoint file')
+    try:
+        if not is_url and not fileio.exists(path):
+            raise UserError(f'no checkpoint at {one_line(path)}: check the path')
+        return fileio.get(path)
+    except UserError:
+        raise
+    except KeyError:
+        raise UserError(
+            f'{path} is nowhere that MMEngine reads files from: wanted a path or a URL'
+        ) from None
+    except Exception as error:  # of the system, or of any file client
+        reason = one_line(str(error).strip() or type(error).__name__)
+        raise UserError(f'{path} cannot be read: {reason}') from None
+
+
+def _found(checkpoint: Mapping, reason: str) -> str:
+    """What a dict without a state dict is, as far as can be told."""
+    if {'state', 'param_groups'} <= checkpoint.keys():
+        return "it is an optimizer's state"
+    inner = [
+        key
+        for key, value in checkpoint.items()
+        if isinstance(value, Mapping) and not unusable(value)
+    ]
+    if inner:
+        return (
+            f'its tensors are under {one_line(repr(inner[0]))}; save those alone, or under '
+            'state_dict'
+        )
+    return f'it has {reason}'
 
 
 def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
@@ -73,17 +144,53 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
         checkpoint (dict): Tensors and plain values; numpy values are turned into Python's, what
             else is no plain value into its text.
         path (str | os.PathLike): Where to. An existing file is replaced.
+
+    Raises:
+        UserError: If the file cannot be written, or values are nested without end.
     """
+    try:
+        content = _plain(checkpoint)
+    except RecursionError:
+        raise UserError(f'{path} is not written: the checkpoint nests values too deep') from None
     with written_whole(path) as temporary:
-        torch.save(_plain(checkpoint), temporary)
+        torch.save(content, temporary)
+
+
+@contextlib.contextmanager
+def mmengine_loads_weights_only() -> Iterator[None]:
+    """In the block MMEngine reads checkpoint files as :func:`unpickle` does: ``resume``, too.
+
+    So a file with code is refused on any torch, and what is torn or foreign gets one line. By
+    itself MMEngine leaves it to torch, which unpickles everything before version 2.6.
+    """
+    before = CheckpointLoader._schemes['']
+    CheckpointLoader.register_scheme('', loader=load_from_local, force=True)
+    try:
+        yield
+    finally:
+        CheckpointLoader.register_scheme('', loader=before, force=True)
+
+
+def load_from_local(filename: str, map_location: Any) -> Any:
+    """MMEngine's function of this name, for weights alone; the name is in its log."""
+    return unpickle(os.path.expanduser(filename), map_location or 'cpu')
 
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file in the folder of ``path``, renamed to it if the block ends well."""
+    """A temporary file in the folder of ``path``, renamed to it if the block ends well.
+
+    Raises:
+        UserError: If there can be no file at ``path``.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    if path.is_dir():
+        raise UserError(f'{path} is a folder: wanted a file to write')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}') from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -95,35 +202,6 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _history_method(owner: type, name: str):
-    """Stands in for ``getattr`` while unpickling; gives MMEngine's four averages, nothing else."""
-    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
-        return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(f'getattr of {name!r} is not allowed')
-
-
-# The unpickler looks an allowed function up by the name under which the file asks for it.
-_history_method.__module__ = 'builtins'
-_history_method.__name__ = _history_method.__qualname__ = 'getattr'
-
-
-def _allowed_globals():
-    # The number types of numpy arrays are classes of their own since numpy 1.25.
-    dtypes = [type(np.dtype(kind)) for kind in '?bhilqBHILQefd']
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
-    return torch.serialization.safe_globals(
-        [
-            HistoryBuffer,
-            _history_method,
-            np.ndarray,
-            np.dtype,
-            multiarray._reconstruct,
-            multiarray.scalar,
-            *dtypes,
-        ]
-    )
 
 
 def _plain(value):

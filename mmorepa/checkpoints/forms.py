@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..convs import ReparamConv2d, squeeze, switch_to_deploy
 from ..convs.deploy import foldable_norms
 from ..errors import UserError
-from ..state_dict import misfit
+from ..finite import first_fault
+from ..state_dict import misfit, unusable
 
 #: What turns a model into each of its forms in turn, beginning with the one it is built in.
 CHANGES = (lambda model: model, squeeze, switch_to_deploy)
@@ -45,8 +46,11 @@ def load_any_form(
         str: The form, see :func:`form_of`.
 
     Raises:
-        UserError: If no form fits; names the first missing and the first unexpected key.
+        UserError: If no form fits; names the first missing and the first unexpected key. If it is
+            no state dict of dense tensors, or its weights are not all finite.
     """
+    if reason := unusable(state_dict):
+        raise UserError(f'{source} is no state_dict of tensors: it has {reason}')
     nearest, shared = '', -1
     for change in CHANGES:
         change(model)
@@ -54,8 +58,25 @@ def load_any_form(
         difference = misfit(wanted, state_dict)
         if not difference:
             model.load_state_dict(state_dict)
+            refuse_non_finite(model, source)
             return form_of(model)
         # The form that has most keys in common is the one the checkpoint was meant for.
         if len(wanted.keys() & state_dict.keys()) > shared:
             nearest, shared = difference, len(wanted.keys() & state_dict.keys())
     raise UserError(f'{source} does not fit the model of this config: {nearest}')
+
+
+def refuse_non_finite(model: nn.Module, source: str) -> None:
+    """Refuse weights with which no output is a number.
+
+    Args:
+        model (nn.Module): With the weights in it.
+        source (str): Where they come from.
+
+    Raises:
+        UserError: If a parameter, a statistic or a generated kernel is not finite; names the first.
+    """
+    if fault := first_fault(model):
+        raise UserError(
+            f'{source} has weights that are not finite, first {fault}: take an earlier checkpoint'
+        )

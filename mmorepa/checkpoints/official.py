@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..state_dict import misfit
+from ..finite import is_finite
+from ..state_dict import misfit, one_line, unusable
 from .files import load_checkpoint
-from .official_networks import OURS, THEIRS, Naming, Network, as_tensors, recognize
+from .official_networks import OURS, THEIRS, Naming, Network, as_wanted, recognize
 
 _WANTED = (
     'wanted a checkpoint of JUGGHM/OREPA_CVPR2022 or DingXiaoH/RepVGG, with keys from stage0.… '
@@ -104,6 +105,9 @@ def read_official(source: str | os.PathLike | Mapping) -> OfficialCheckpoint:
         renamed = network.to_ours(state_dict)
     except UserError as error:
         raise UserError(f'{name}: {error}') from None
+    for key, value in renamed.items():
+        if not is_finite(value):
+            raise UserError(f'{name} has weights that are not finite, first {key} in our names')
     epoch = checkpoint.get('epoch')
     return OfficialCheckpoint(renamed, network, dict(epoch=epoch) if type(epoch) is int else {})
 
@@ -137,6 +141,8 @@ def recognize_ours(state_dict: Mapping[str, Tensor], source: str = 'the state di
     Raises:
         UserError: If the release has no such network.
     """
+    if reason := unusable(state_dict, needs_data=False):
+        raise UserError(f'{source} is no state_dict of tensors: it has {reason}')
     network = recognize(state_dict, OURS)
     if network is None:
         raise UserError(
@@ -156,12 +162,8 @@ def recognize_ours(state_dict: Mapping[str, Tensor], source: str = 'the state di
 
 def _state_dict(checkpoint: Mapping, name: str) -> dict[str, Tensor]:
     state_dict = checkpoint.get('state_dict', checkpoint)
-    if not (
-        isinstance(state_dict, Mapping)
-        and state_dict
-        and all(isinstance(value, Tensor) for value in state_dict.values())
-    ):
-        raise UserError(f'{name} holds no state_dict of tensors; {_WANTED}')
+    if reason := unusable(state_dict):
+        raise UserError(f'{name} holds no state_dict of tensors: it has {reason}; {_WANTED}')
     return {key.removeprefix('module.'): value.detach() for key, value in state_dict.items()}
 
 
@@ -176,7 +178,7 @@ def _with_counters(network: Network, state_dict: dict[str, Tensor]) -> dict[str,
 def _check_fit(
     network: Network, naming: Naming, state_dict: Mapping[str, Tensor], name: str
 ) -> None:
-    difference = misfit(as_tensors(naming.shapes(network)), state_dict)
+    difference = misfit(as_wanted(naming.shapes(network)), state_dict)
     if difference:
         raise UserError(
             f'{name} looks most like {network.architecture} with -t {network.block} in '
@@ -186,7 +188,7 @@ def _check_fit(
 
 def _other(state_dict: Mapping[str, Tensor]) -> str:
     """What a state dict is that is not the one that was wanted."""
-    first = next(iter(state_dict))
+    first = one_line(next(iter(state_dict)))
     if any(key.startswith(('backbone.', 'head.')) for key in state_dict):
         return f'a checkpoint of an OpenMMLab model ({first}, …)'
     if any(key.startswith('stage0.') for key in state_dict):

@@ -147,7 +147,7 @@ def export_official(
 
 
 def _check_free(path: Path, source: str | os.PathLike, force: bool) -> None:
-    if path.resolve() == Path(source).resolve():
+    if os.path.realpath(path) == os.path.realpath(source):
         raise UserError(f'{path} is what is to be converted: choose another name for OUT')
     if path.exists() and not force:
         raise UserError(f'{path} exists already: choose another name or pass --force')

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -482,6 +483,16 @@ def _alike(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> float:
     return common / (len(wanted) + len(found) - common)
 
 
-def as_tensors(shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """Tensors of these shapes, without data."""
-    return {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
+class Wanted(NamedTuple):
+    """What a tensor has to be."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+
+def as_wanted(shapes: Mapping[str, Shape]) -> dict[str, Wanted]:
+    """What tensors of these shapes have to be: BatchNorm's counters integers, all others floats."""
+    return {
+        key: Wanted(shape, torch.long if key.endswith('num_batches_tracked') else torch.float)
+        for key, shape in shapes.items()
+    }

@@ -77,10 +77,13 @@ class NonFiniteHook(Hook):
             where += f' of process {get_rank()}'
         names = [name for name, loss in losses.items() if 'loss' in name]
         names = [name for name in names if not is_finite(_mean(losses[name]))]
-        _stop(runner, f'the loss is {total.item()} {where}: {_explain(model, args, kwargs, names)}')
+        _stop(
+            runner,
+            f'the loss is {total.item()} {where}: {_explain(runner.model, args, kwargs, names)}',
+        )
 
     def _check_weights(self, runner) -> None:
-        if fault := _first_fault(_unwrap(runner.model), statistics=True):
+        if fault := _first_fault(runner.model, statistics=True):
             _stop(
                 runner,
                 f'the network is not finite any more and is not saved, beginning with {fault}: '
@@ -108,7 +111,7 @@ def _saves_now(hook: Hook, own: NonFiniteHook, runner) -> bool:
 def _first_fault(model: nn.Module, statistics: bool) -> str:
     """The first layer that is not finite; of a sharded model, the first parameter."""
     if not _is_sharded(model):
-        return first_fault(model, statistics)
+        return first_fault(_unwrap(model), statistics)
     # A process has pieces of the parameters, of which it can generate no kernel.
     faulty = (name for name, piece in model.named_parameters() if not is_finite(piece.detach()))
     return next(faulty, '').replace('_fsdp_wrapped_module.', '')
@@ -135,7 +138,7 @@ def _explain(model: nn.Module, args: tuple, kwargs: dict, losses: list[str]) -> 
         if fault := _first_fault(model, statistics=False):
             return f'first parameter that is not finite is {fault}; {_ADVICE}'
         return 'all parameters of this process are finite; check learning rate, input and targets'
-    watch = Watch(model)
+    watch = Watch(_unwrap(model))
     watch.run(args, kwargs)
     if watch.kernel:
         return f'first layer with a kernel that is not finite is {watch.kernel}; {_ADVICE}'

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints import load_any_form, load_checkpoint
+from ..checkpoints.files import mmengine_loads_weights_only
 from ..errors import UserError
 from . import cpu_amp, cpu_processes, sharding
 from .custom_hooks import add_hooks
@@ -113,7 +114,8 @@ def train(
     runner = build_runner(cfg)
     for note in notes:
         runner.logger.warning(note)
-    return runner.train()
+    with mmengine_loads_weights_only():
+        return runner.train()
 
 
 def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:

@@ -13,10 +13,9 @@ import torch.multiprocessing
 from engine.small_training import CHECKPOINT, Images, make_runner, train_one_of_two
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, MMFullyShardedDataParallel
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmorepa import OREPAConv2d
 from mmorepa.engine import NonFiniteHook
@@ -311,15 +310,26 @@ def alone_in_a_group():
 
 @pytest.mark.usefixtures('alone_in_a_group')
 @pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::FutureWarning')
-def test_sharded_model(tmp_path):
+@pytest.mark.parametrize(
+    'use_orig_params, name', [(False, '1._flat_param'), (True, '1.kernel.original.weight')]
+)
+@pytest.mark.parametrize('whole', [False, True], ids=['a part', 'the whole'])
+def test_sharded_model(whole, use_orig_params, name):
     """Kernels cannot be generated between steps; parameters can be looked at."""
-    sharded = FullyShardedDataParallel(OREPAConv2d(2, 2, 3), device_id=torch.device('cpu'))
-    model = nn.Sequential(OREPAConv2d(3, 2, 3), sharded)
+    shard = partial(MMFullyShardedDataParallel, device_id='cpu', use_orig_params=use_orig_params)
+    model = nn.Sequential(OREPAConv2d(3, 2, 3), OREPAConv2d(2, 2, 3))
+    if whole:
+        model, name = shard(model), name.replace('1._flat', '_flat')
+    else:
+        model[1] = shard(model[1])
     hook, runner = NonFiniteHook(), SimpleNamespace(model=model, logger=MMLogger('sharded'))
     hook.after_train_epoch(runner)
+    pieces = {
+        key.replace('_fsdp_wrapped_module.', ''): piece for key, piece in model.named_parameters()
+    }
     with torch.no_grad():
-        next(model[1].parameters()).view(-1)[3] = math.nan
-    with pytest.raises(UserError, match=r'is not saved, beginning with 1\._flat_param: lower the'):
+        pieces[name].view(-1)[3] = math.nan
+    with pytest.raises(UserError, match=f'is not saved, beginning with {name}: lower the'):
         hook.after_train_epoch(runner)
 
 
