@@ -107,7 +107,8 @@ def convert(
     if not agreement.within(TOLERANCE):
         raise UserError(
             f'the converted model does not agree with {checkpoint} on a probe image: {agreement}, '
-            f'wanted at most {TOLERANCE:.0e} relative; nothing was written; tools/analyze.py diff names the layers'
+            f'wanted at most {TOLERANCE:.0e} relative; nothing was written; '
+            'tools/analyze.py diff names the layers'
         )
 
     form = 'squeezed' if keep_bn else 'deploy'
