@@ -165,7 +165,7 @@ def _targets() -> list[Target]:
     on_cpu = dict(purpose=STEP, batch=CPU_BATCH)
     found = each('training step: OREPA over none', (1.40, 1.35), step, **on_cpu)
     what = 'training step: OREPA with products in bfloat16 over none'
-    found += each(what, (1.40, 1.35), rounded_step, **on_cpu)
+    found += each(what, no_target, rounded_step, **on_cpu)
     found += each('training step: released code over none', no_target, released_step, **on_cpu)
     for size in (3, 1):
         for channels in CHANNELS:
@@ -176,7 +176,7 @@ def _targets() -> list[Target]:
             found.append(Target('kernel generation over its floor', at_most, case, generation))
             if (channels, size) == (512, 3):
                 what = 'kernel generation with products in bfloat16 over the floor of float32'
-                found.append(Target(what, 1.3, case, rounded_generation))
+                found.append(Target(what, None, case, rounded_generation))
                 what = 'released kernel generation over the floor'
                 found.append(Target(what, None, case, released_generation))
     stem = dict(purpose=GENERATION, kernel_size=STEM[2])

@@ -107,7 +107,7 @@ def _content(path: str) -> bytes:
         raise UserError(f'{path} is no regular file: wanted a checkpoint file')
     try:
         if not is_url and not fileio.exists(path):
-            raise UserError(f'no checkpoint at {one_line(path)}: check the path')
+            raise UserError(f'no checkpoint at {one_line(path, 300)}: check the path')
         return fileio.get(path)
     except UserError:
         raise

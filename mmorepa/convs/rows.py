@@ -24,6 +24,9 @@ def as_rows(kernel: Tensor) -> Tensor:
 
 def as_kernel(rows: Tensor, kernel_size: int) -> Tensor:
     """(O, k^2, I/g) to (O, I/g, k, k) in channels_last format, without a copy."""
+    if kernel_size == 1:
+        # Both formats at once; of the strides that a permutation leaves, DDP's buckets warn.
+        return rows.reshape(len(rows), -1, 1, 1)
     return rows.unflatten(1, (kernel_size, kernel_size)).permute(0, 3, 1, 2)
 
 

@@ -6,7 +6,7 @@ from benchmark.made_up import GPU, kernel_result, measured, network_result, resu
 from mmorepa.benchmark import targets
 from mmorepa.benchmark.plan import KernelCase, NetworkCase
 from mmorepa.benchmark.results import CaseResult, Measured
-from mmorepa.benchmark.study import FLOOR, KERNEL, RELEASED_KERNEL, Study
+from mmorepa.benchmark.study import FLOOR, KERNEL, RELEASED_KERNEL, ROUNDED_KERNEL, Study
 
 MIB = 2**20
 
@@ -16,7 +16,7 @@ def as_planned(cases):
     found = []
     for case in cases:
         names = (
-            [FLOOR, KERNEL, RELEASED_KERNEL]
+            [FLOOR, KERNEL, ROUNDED_KERNEL, RELEASED_KERNEL]
             if isinstance(case, KernelCase)
             else [subject.name for subject in case.subjects]
         )
@@ -63,7 +63,8 @@ def test_setups():
     }
     for case in plan:
         if isinstance(case, NetworkCase):
-            assert [subject.name for subject in case.subjects] == ['none', 'OREPA']
+            rounded = ['OREPA-bfloat16'] * ('eval' in case.measures)
+            assert [subject.name for subject in case.subjects] == ['none', 'OREPA', *rounded]
 
 
 def row_of(result, what):
@@ -156,6 +157,7 @@ def test_plan_can_be_run():
     found = {row.target.what for row in rows if row.found is not None}
     assert found == {
         'training step: OREPA over none',
+        'training step: OREPA with products in bfloat16 over none',
         'kernel generation over its floor, stem',
         'evaluation step: training form over deploy form',
         'training step, all stages frozen: OREPA over none',

@@ -71,7 +71,24 @@ def test_siblings_differ_in_the_backbone_alone(path):
     assert (ROOT / 'configs' / 'imagenet' / f'{prefix}resnet{depth}_4xb64-120e_in1k.py').exists()
 
 
-@pytest.mark.parametrize('path', COCO + CITYSCAPES + DIGITS, ids=stem)
+#: A config of 80k iterations is one of 40k with another schedule.
+LONGER = {path: path.with_name(path.name.replace('80k', '40k')) for path in CITYSCAPES}
+LONGER = {path: shorter for path, shorter in LONGER.items() if path != shorter and shorter.exists()}
+
+
+@pytest.mark.parametrize('path', LONGER, ids=stem)
+def test_longer_training_differs_in_the_schedule_alone(path):
+    longer, shorter = load(path).to_dict(), load(LONGER[path]).to_dict()
+    for config in (longer, shorter):
+        del config['train_cfg'], config['param_scheduler'], config['default_hooks']['checkpoint']
+    assert longer == shorter
+    assert load(path).train_cfg.max_iters == 2 * load(LONGER[path]).train_cfg.max_iters
+
+
+TRAINED = [path for path in COCO + CITYSCAPES + DIGITS if path not in LONGER]
+
+
+@pytest.mark.parametrize('path', TRAINED, ids=stem)
 def test_trains_evaluates_and_converts(path, digits, tmp_path):
     torch.manual_seed(0)
     cfg = load(path)

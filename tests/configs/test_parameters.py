@@ -89,7 +89,9 @@ def test_deployed_repvggs_have_the_published_size(prefix, network, sizes):
 
 def test_blocks_make_a_network_larger_in_training_alone(sizes):
     for path, size in sizes.items():
-        if size.blocks:
+        if '_qat_' in path.name:  # its BatchNorms are folded while they train
+            assert size.training == size.squeezed == size.deploy, path
+        elif size.blocks and not path.name.startswith('tweaked-'):
             assert size.training > size.squeezed > size.deploy, path
         else:
             assert size.training == size.squeezed > size.deploy, path

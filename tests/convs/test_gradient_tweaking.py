@@ -221,10 +221,10 @@ class TestTweakedOREPAConv2d:
         plain = nn.Conv2d(3, 8, size, **shape)
         plain.load_state_dict(tweaked.state_dict())
         x = torch.randn(2, 3, 9, 9)
-        assert torch.equal(tweaked(x), plain(x))
+        assert relative(tweaked(x), plain(x)) < ROUNDING
         assert relative(tweaked(x), block(x)) < ROUNDING
         assert type(squeeze(tweaked)) is nn.Conv2d
-        assert torch.equal(tweaked(x), plain(x))
+        assert relative(tweaked(x), plain(x)) < ROUNDING
 
     def test_the_constant_follows_from_the_arguments(self):
         first, second = (TweakedOREPAConv2d(3, 8, 7) for _ in range(2))

@@ -32,7 +32,7 @@ def config(tmp_path_factory):
         {
             'train_cfg.max_iters': 2,
             'param_scheduler': [],
-            'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=0.01),
+            'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=1e-5),
             'model.backbone.norm_cfg.type': 'SyncBN',
             'model.backbone.frozen_stages': -1,
         }

@@ -89,6 +89,8 @@ def test_demo(workplace, trained):
 )
 def test_demo_of_finetuning(workplace, experiment, options):
     narrow = ['model.backbone.base_channels=8', 'model.backbone.stem_channels=8']
+    narrow += ['train_dataloader.dataset.indices=80']
+    narrow += [f'{loader}_dataloader.dataset.indices=50' for loader in ('val', 'test')]
     text = run(workplace, *tool('demo.py'), experiment, '--cfg-options', *narrow, *options)
     assert re.search(r'loaded all \d+ tensors of work_dirs/demo/pretrain/epoch_2.pth', text)
     metrics = [
