@@ -20,10 +20,10 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 # One thread a worker: two workers with a thread for each core fight over them. A file is one
-# worker's, so that what its tests share is made once; the longest come first.
+# worker's, so that what its tests share is made once; tests/conftest.py has the longest come first.
 test: lint
 	OMP_NUM_THREADS=1 $(ENV)/bin/python -m pytest -n 2 --dist loadfile \
-		--no-loadscope-reorder tests/e2e tests/configs tests
+		--no-loadscope-reorder tests
 
 test-newest:
 	@$(PYTHON) tools/setup_env.py --stack newest

@@ -25,8 +25,6 @@ ROOT = Path(__file__).parents[2]
 
 def check(program: str, *words: str) -> None:
     """Check a command by what its first word is."""
-    # Also of an environment that a page makes.
-    program = re.sub(r'^newest/bin/', '', program)
     if program == 'python':
         check_python(*words)
     elif program == 'mim':

@@ -35,7 +35,6 @@ NOT_RUN = (
     NotRun(r'tools/dist_train\.sh', 'several GPUs; tests/e2e runs it with two processes'),
     NotRun(r'make ', 'minutes'),
     NotRun(r'pip install', 'network'),
-    NotRun(r'(python3\.11 -m venv|newest/bin/)', 'an environment of its own'),
     NotRun(r'source ', 'moves the shell of the reader'),
 )
 
