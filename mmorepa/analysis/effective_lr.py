@@ -48,7 +48,7 @@ from ..convs import OREPAConv2d, squeeze
 from ..convs.fused import by_reference
 from ..convs.orepa import DeepLinearStem
 from ..errors import UserError
-from .networks import quiet
+from ..quiet import quiet_mmengine
 
 #: The numbers of a comparison.
 NUMBERS = ('gain', 'along', 'cosine', 'relative')
@@ -291,7 +291,7 @@ def learning_rates(model: nn.Module, optim_wrapper: dict) -> dict[int, float]:
     if cfg.get('type') == 'AmpOptimWrapper':
         # It wants a GPU, and has the same groups.
         cfg = {key: cfg[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in cfg}
-    with quiet():
+    with quiet_mmengine():
         optimizer = getattr(build_optim_wrapper(model, cfg), 'optimizer', None)
     if not isinstance(optimizer, torch.optim.SGD):
         found = type(optimizer).__name__ if optimizer else 'not a single one'

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
@@ -21,6 +17,7 @@ from ..checkpoints import load_any_form, load_checkpoint
 from ..checkpoints.conversion import build_model
 from ..convs import ReparamConv2d
 from ..errors import UserError
+from ..quiet import quiet_mmengine
 
 #: What a network without a checkpoint is called.
 FRESH = 'the start of training'
@@ -81,7 +78,7 @@ def load_network(
                 'give the checkpoint that it was converted from'
             )
     else:
-        with quiet():
+        with quiet_mmengine():
             model.init_weights()
     return Network(
         model=revert_sync_batchnorm(model).to(get_device()).eval(),
@@ -115,15 +112,3 @@ def load_data(cfg: Config, name: str) -> DataLoader:
             f'the {use} data of the config is not there: {str(error).splitlines()[0]}; '
             f'give its place with --cfg-options {name}.dataset.data_root=FOLDER'
         ) from None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep MMEngine from logging several lines a parameter; errors still show."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -10,12 +10,12 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..analysis.effective_lr import quiet
 from ..backbones.repvgg import ARCHS
 from ..checkpoints.conversion import build_model
 from ..convs.blocks import BLOCKS
 from ..engine.run import load_config
 from ..errors import UserError
+from ..quiet import quiet_mmengine
 from . import released
 
 CLASSES = 1000
@@ -122,7 +122,7 @@ def _build_backbone(reparam, network: str | None, width: float, frozen_stages: i
         cfg.update(stem_channels=scaled(64, width), width_per_group=scaled(4, width))
     else:
         cfg['arch'] = {'stem_channels': scaled(64, width), **ARCHS[cfg['arch']]}
-    with quiet():
+    with quiet_mmengine():
         return MODELS.build(cfg)
 
 
@@ -148,7 +148,7 @@ def _build_config(path: str, width: float, frozen_stages: int) -> nn.Module:
     cfg = load_config(path)
     for library in cfg.get('custom_imports', {}).get('imports', []):
         __import__(library)
-    with quiet():
+    with quiet_mmengine():
         model = build_model(cfg)
     if hasattr(model, 'roi_head'):
         raise UserError(

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..quiet import logging_at
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -18,16 +20,9 @@ def quiet() -> Iterator[None]:
     the file is run at other sizes.
     """
     loggers = [logging.getLogger(name) for name in ('torch', 'torch.onnx', 'torch.fx')]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+    with logging_at(logging.ERROR, *loggers), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
 
 
 @contextmanager

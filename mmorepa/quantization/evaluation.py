@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from torch import nn
 
 from ..errors import UserError
+from ..quiet import quiet_mmengine
 from .loaders import build_loader
 
 #: What the libraries' configs are compared by.
@@ -42,7 +40,8 @@ class TestSet:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The metrics of a model, by its ``test_step``, in eval mode."""
         model.eval()
-        with _quiet():
+        # Without the tables that evaluators log.
+        with quiet_mmengine(logging.WARNING):
             for data in self.loader:
                 outputs = model.test_step(data)
                 self.evaluator.process(data_samples=outputs, data_batch=data)
@@ -53,15 +52,3 @@ class TestSet:
 def main_metric(metrics: dict[str, float]) -> str:
     """The name of the metric to compare by: one of :data:`MAIN`, else the first."""
     return next((name for name in MAIN if name in metrics), next(iter(metrics)))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tables that evaluators log."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..checkpoints.files import written_whole
 from ..export import TensorModel, export_onnx
 from ..export.onnx_file import needed
+from ..quiet import logging_at
 from .settings import Settings
 
 
@@ -46,7 +46,7 @@ def quantize_onnx(
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, written_whole(path) as out, _quiet():
+    with tempfile.TemporaryDirectory() as folder, written_whole(path) as out, _without_hints():
         plain, prepared = Path(folder, 'float.onnx'), Path(folder, 'prepared.onnx')
         export_onnx(TensorModel(model), plain, sample)
         # Shapes are left to ONNX's own inference: the symbolic one gives up on some heads.
@@ -105,13 +105,6 @@ def _reader(batches: Sequence[Tensor]):
     return Reader()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the hints that ONNX Runtime writes to the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
+def _without_hints():
+    """Without what ONNX Runtime writes to the root logger below errors."""
+    return logging_at(logging.ERROR, logging.getLogger())
