@@ -24,11 +24,11 @@ from .floor import Floor
 from .plan import Case, KernelCase, NetworkCase
 from .results import CaseResult, Measured, Results
 from .steps import EvalStep, Generation, TrainStep, images
-from .subjects import Subject, build
+from .subjects import VARIANTS, Subject, build
 from .timing import Sample, reason_of, run_in_turn
 
 #: The subjects of a kernel.
-KERNEL, ROUNDED_KERNEL, RELEASED_KERNEL = 'OREPA', 'OREPA-bfloat16', 'released-OREPA'
+KERNEL, RELEASED_KERNEL = 'OREPA', 'released-OREPA'
 FLOOR = 'floor'
 
 Action = Callable[[], Sample]
@@ -179,20 +179,19 @@ class Study:
         shape = case.in_channels, case.out_channels, case.kernel_size
         padding = case.kernel_size // 2
         block = OREPAConv2d(*shape, padding=padding, bias=False)
-        rounded = OREPAConv2d(*shape, padding=padding, bias=False, matmul_dtype='bfloat16')
-        makers = {
-            KERNEL: lambda: Generation(block, case.setup),
-            ROUNDED_KERNEL: lambda: Generation(rounded, case.setup),
-            FLOOR: lambda: Floor(block, case.setup),
-            RELEASED_KERNEL: lambda: Generation(
-                released.build_block(self.released_path, *shape), case.setup
-            ),
-        }
         actions: dict[tuple[str, str], Action] = {}
         for name in kernel_subjects(case):
             result.subjects.append(Measured(name))
             with failing_to(result[name], 'build'):
-                actions[name, ''] = makers[name]()
+                if name == FLOOR:
+                    actions[name, ''] = Floor(block, case.setup)
+                    continue
+                if name == RELEASED_KERNEL:
+                    other = released.build_block(self.released_path, *shape)
+                else:
+                    options = VARIANTS.get(name, {})
+                    other = OREPAConv2d(*shape, padding=padding, bias=False, **options)
+                actions[name, ''] = Generation(other, case.setup)
         result[KERNEL].trainable = trainable(block)
         self._in_turn(actions, result, tick)
 
@@ -217,7 +216,9 @@ class Study:
 
 def kernel_subjects(case: KernelCase) -> list[str]:
     """The subjects of a kernel, the floor first."""
-    return [FLOOR, KERNEL, ROUNDED_KERNEL, *[RELEASED_KERNEL] * case.released]
+    # Of a 1x1 block nothing is compiled.
+    variants = [name for name in VARIANTS if case.kernel_size > 1 or 'compiled' not in name]
+    return [FLOOR, KERNEL, *variants, *[RELEASED_KERNEL] * case.released]
 
 
 def trainable(network: nn.Module) -> int:

@@ -27,12 +27,19 @@ NETWORKS: dict[str, dict] = {
     **{f'repvgg-{arch.lower()}': dict(type='OREPARepVGG', arch=arch) for arch in ARCHS},
 }
 
+#: Options of OREPA blocks that change what they cost, by the subject's name.
+VARIANTS: dict[str, dict] = {
+    'OREPA-compiled': dict(compile=True),
+    'OREPA-bfloat16': dict(matmul_dtype='bfloat16'),
+    'OREPA-compiled-bfloat16': dict(compile=True, matmul_dtype='bfloat16'),
+}
+
 #: Subjects by name: ``reparam`` of the backbones.
 REPARAMS: dict[str, str | dict | None] = {
     'none': None,
     **{name: name for name in BLOCKS if name != 'OREPA-RepVGG'},
     'OREPA-offline': dict(type='OREPA', online=False),
-    'OREPA-bfloat16': dict(type='OREPA', matmul_dtype='bfloat16'),
+    **{name: dict(options, type='OREPA') for name, options in VARIANTS.items()},
 }
 
 RELEASED = 'released-'

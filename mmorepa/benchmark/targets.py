@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from .plan import Case, KernelCase, NetworkCase, Setup, for_kernels
 from .results import CaseResult, Results
 from .spread import Spread, spread
-from .study import FLOOR, KERNEL, RELEASED_KERNEL, ROUNDED_KERNEL
-from .subjects import RELEASED, parse
+from .study import FLOOR, RELEASED_KERNEL
+from .subjects import RELEASED, VARIANTS, parse
 
 NETWORKS = ('resnet18', 'resnet50')
-NONE, OREPA, ROUNDED = 'none', 'OREPA', 'OREPA-bfloat16'
+NONE, OREPA = 'none', 'OREPA'
 
 #: Input and output channels of the 3 x 3 and 1 x 1 kernels; and the stem's I, O and k.
 CHANNELS = (64, 128, 256, 512)
@@ -38,6 +39,7 @@ def plan(
     size: int = 224,
     width: float = 1.0,
     channels: Sequence[int] = CHANNELS,
+    variants: Sequence[str] = tuple(VARIANTS),
 ) -> list[Case]:
     """What has to be measured.
 
@@ -50,6 +52,8 @@ def plan(
         size (int): Pixels; the targets are for 224.
         width (float): Factor on all channels; the targets are for 1.
         channels (Sequence[int]): Of the kernels; the target is for 512.
+        variants (Sequence[str]): Of :data:`mmorepa.benchmark.subjects.VARIANTS`, those whose steps
+            are measured. Defaults to all.
 
     Returns:
         list[Case]: Kernels first, then network by network.
@@ -58,7 +62,7 @@ def plan(
     anywhere = cpu if on_cpu else gpu
     pair = (parse(NONE), parse(OREPA))
     subjects = (*pair, parse(RELEASED + OREPA)) if with_released else pair
-    in_steps = (*subjects, parse(ROUNDED))
+    in_steps = (*subjects, *[parse(name) for name in variants])
     shapes = [*[(c, c, k) for k in (3, 1) for c in channels], STEM]
     cases: list[Case] = [
         KernelCase(*shape, with_released, for_kernels(anywhere), GENERATION) for shape in shapes
@@ -99,34 +103,14 @@ class Target:
     ratio: Callable[[CaseResult], Spread | None] = field(repr=False)
 
 
-def step(result: CaseResult) -> Spread | None:
-    """A training step with OREPA over one without."""
-    return result[OREPA].ratio(result[NONE])
+def step(result: CaseResult, subject: str = OREPA) -> Spread | None:
+    """A training step of a subject over one without re-parameterisation."""
+    return result[subject].ratio(result[NONE])
 
 
-def rounded_step(result: CaseResult) -> Spread | None:
-    """Likewise with the option ``matmul_dtype='bfloat16'``."""
-    return result[ROUNDED].ratio(result[NONE])
-
-
-def released_step(result: CaseResult) -> Spread | None:
-    """A training step of the released code over one without re-parameterisation."""
-    return result[RELEASED + OREPA].ratio(result[NONE])
-
-
-def generation(result: CaseResult) -> Spread | None:
+def generation(result: CaseResult, subject: str = OREPA) -> Spread | None:
     """Generating a kernel, forward and backward, over the floor."""
-    return result[KERNEL].ratio(result[FLOOR])
-
-
-def rounded_generation(result: CaseResult) -> Spread | None:
-    """Likewise with the option ``matmul_dtype='bfloat16'``, over the same floor."""
-    return result[ROUNDED_KERNEL].ratio(result[FLOOR])
-
-
-def released_generation(result: CaseResult) -> Spread | None:
-    """Likewise in the released code."""
-    return result[RELEASED_KERNEL].ratio(result[FLOOR])
+    return result[subject].ratio(result[FLOOR])
 
 
 def evaluation(result: CaseResult) -> Spread | None:
@@ -164,9 +148,11 @@ def _targets() -> list[Target]:
     no_target = (None, None)
     on_cpu = dict(purpose=STEP, batch=CPU_BATCH)
     found = each('training step: OREPA over none', (1.40, 1.35), step, **on_cpu)
-    what = 'training step: OREPA with products in bfloat16 over none'
-    found += each(what, no_target, rounded_step, **on_cpu)
-    found += each('training step: released code over none', no_target, released_step, **on_cpu)
+    for name in VARIANTS:
+        what = f'training step: {name} over none'
+        found += each(what, no_target, partial(step, subject=name), **on_cpu)
+    of_released = partial(step, subject=RELEASED + OREPA)
+    found += each('training step: released code over none', no_target, of_released, **on_cpu)
     for size in (3, 1):
         for channels in CHANNELS:
             case = dict(
@@ -175,10 +161,9 @@ def _targets() -> list[Target]:
             at_most = 1.3 if (channels, size) == (512, 3) else None
             found.append(Target('kernel generation over its floor', at_most, case, generation))
             if (channels, size) == (512, 3):
-                what = 'kernel generation with products in bfloat16 over the floor of float32'
-                found.append(Target(what, None, case, rounded_generation))
-                what = 'released kernel generation over the floor'
-                found.append(Target(what, None, case, released_generation))
+                for name in (*VARIANTS, RELEASED_KERNEL):
+                    what = f'kernel generation, {name}, over the floor of float32'
+                    found.append(Target(what, None, case, partial(generation, subject=name)))
     stem = dict(purpose=GENERATION, kernel_size=STEM[2])
     found.append(Target('kernel generation over its floor, stem', None, stem, generation))
     for batch, targets in zip(GPU_BATCHES, ((1.12, 1.08), (1.05, 1.04))):

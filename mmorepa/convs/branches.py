@@ -3,18 +3,19 @@
 A branch knows three things about itself. The one ``kernel()`` it amounts to is the plain statement
 of the paper's formula, and what the other two are tested against. The ``factors()`` are the
 convolutions it would be over a feature map: the multi-branch network of the paper's offline
-comparison. And ``add_rows()`` with its derivative ``pull_back()`` is what training runs, see
-:mod:`mmorepa.convs.fused`.
+comparison. And ``add_rows()``, or ``term()`` where it is compiled, with its derivative
+``pull_back()`` is what training runs, see :mod:`mmorepa.convs.fused`.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels
 from .matmul import matmul
-from .rows import as_kernel, as_rows, dot, goes_in_passes, part_length, scale_, scaled
+from .rows import as_kernel, as_rows, dot, goes_in_passes, is_fused, part_length, scale_, scaled
 
 #: Initial scales of the k x k block, 3 <= k < 7, in the paper's order.
 KXK = dict(original=0.25, average=0.25, prior=0.0, pointwise_kxk=0.5, pointwise=1.0, separable=0.5)
@@ -91,6 +92,16 @@ class Branch(nn.Module):
         own = {**self._parameters, **self._buffers}
         return {name: tensor for name, tensor in own.items() if tensor is not None}
 
+    def term(self, **tensors: Tensor) -> Tensor:
+        """:meth:`kernel` as rows, (O, k^2, I/g), or with a 1 for k^2 where all are alike.
+
+        One expression without writes in place, for a compiler to fuse with those of the others.
+
+        Args:
+            tensors: As of :meth:`tensors`.
+        """
+        raise NotImplementedError
+
     def new_rows(self, **tensors: Tensor) -> Tensor:
         """:meth:`kernel` as rows, (O, k^2, I/g); arguments as of :meth:`add_rows`."""
         width = self.in_channels // self.groups
@@ -106,7 +117,7 @@ class Branch(nn.Module):
             rows (Tensor): (O, k^2, I/g), see :mod:`mmorepa.convs.rows`.
             tensors: As of :meth:`tensors`.
         """
-        raise NotImplementedError
+        rows.add_(self.term(**tensors))
 
     def pull_back(self, grad: Tensor, **tensors: Tensor) -> dict[str, Tensor]:
         """The gradients of the parameters, by name, where that of the kernel is ``grad``.
@@ -131,6 +142,9 @@ class Original(Branch):
 
     def factors(self) -> list[tuple[Tensor, int]]:
         return [(as_kernel(self.weight, self.kernel_size), self.groups)]
+
+    def term(self, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+        return scaled(weight, scale)
 
     def add_rows(self, rows: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
         add_scaled(rows, weight, scale)
@@ -175,6 +189,10 @@ class Pointwise(PointwiseBranch):
     def factors(self) -> list[tuple[Tensor, int]]:
         return [(self.weight, self.groups)]
 
+    def term(self, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+        around = self.kernel_size**2 // 2
+        return F.pad(scaled(as_rows(weight), scale), [0, 0, around, around])
+
     def add_rows(self, rows: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
         add_scaled(self._centre(rows), as_rows(weight), scale)
 
@@ -197,8 +215,8 @@ class Average(PointwiseBranch):
         box = self.weight.new_full((self.out_channels, 1, size, size), 1 / size**2)
         return [(self.weight, self.groups), (box, self.out_channels)]
 
-    def add_rows(self, rows: Tensor, weight: Tensor, scale: Tensor | None = None) -> None:
-        rows.add_(scaled(as_rows(weight), scale), alpha=1 / self.kernel_size**2)
+    def term(self, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+        return scaled(as_rows(weight), scale) / self.kernel_size**2
 
     def gather(self, grad: Tensor) -> Tensor:
         return grad.mean(1, keepdim=True)
@@ -218,12 +236,17 @@ class Prior(PointwiseBranch):
     def factors(self) -> list[tuple[Tensor, int]]:
         return [(self.weight, self.groups), (self.filters, self.out_channels)]
 
+    def term(self, weight: Tensor, filters: Tensor, scale: Tensor | None = None) -> Tensor:
+        return filters.reshape(len(weight), -1, 1) * scaled(as_rows(weight), scale)
+
     def add_rows(
         self, rows: Tensor, weight: Tensor, filters: Tensor, scale: Tensor | None = None
     ) -> None:
         rows.addcmul_(filters.reshape(len(rows), -1, 1), scaled(as_rows(weight), scale))
 
     def gather(self, grad: Tensor, filters: Tensor) -> Tensor:
+        if is_fused():
+            return (filters.reshape(len(grad), -1, 1) * grad).sum(1, keepdim=True)
         return filters.reshape(len(grad), 1, -1) @ grad
 
 
@@ -328,14 +351,22 @@ class Separable(Branch):
         depthwise = filters.transpose(0, 1).flatten(0, 1).unsqueeze(1)
         return depthwise, pointwise.transpose(1, 2).flatten(1)[:, :, None, None]
 
+    def term(self, depthwise: Tensor, pointwise: Tensor, scale: Tensor | None = None) -> Tensor:
+        filters = self._filters(depthwise)
+        shares = self._grouped(scaled(pointwise, scale))
+        if is_fused():
+            each = range(SEPARABLE_MULTIPLIER)
+            rows = sum(shares[:, :, e, None] * filters[:, None, e] for e in each)
+        else:
+            rows = torch.einsum('goei,geki->goki', shares, filters)
+        return rows.reshape(len(pointwise), -1, rows.shape[3])
+
     def add_rows(
         self, rows: Tensor, depthwise: Tensor, pointwise: Tensor, scale: Tensor | None = None
     ) -> None:
-        filters = self._filters(depthwise)
         if not goes_in_passes(rows):
-            shares = self._grouped(scaled(pointwise, scale))
-            rows.add_(torch.einsum('goei,geki->goki', shares, filters).reshape(rows.shape))
-            return
+            return super().add_rows(rows, depthwise=depthwise, pointwise=pointwise, scale=scale)
+        filters = self._filters(depthwise)
         parts = zip(*self._in_parts(self._grouped(rows), pointwise, scale))
         for some_rows, some_shares, some_scales in parts:
             some_shares = some_shares * some_scales
@@ -345,6 +376,8 @@ class Separable(Branch):
     def pull_back(
         self, grad: Tensor, depthwise: Tensor, pointwise: Tensor, scale: Tensor | None = None
     ):
+        if is_fused():
+            return self._pull_back_fused(grad, depthwise, pointwise, scale)
         filters = self._filters(depthwise)
         grad = self._grouped(grad)
         if goes_in_passes(grad):
@@ -357,6 +390,21 @@ class Separable(Branch):
         return dict(
             depthwise=to_filters.permute(1, 2, 0, 3).flatten(2),
             pointwise=scale_(to_pointwise, scale),
+            scale=to_scale,
+        )
+
+    def _pull_back_fused(
+        self, grad: Tensor, depthwise: Tensor, pointwise: Tensor, scale: Tensor | None
+    ):
+        # The unscaled kernel once more, rather than an unscaled gradient in memory.
+        to_scale = dot(grad, self.term(depthwise, pointwise))
+        shares, filters = self._grouped(scaled(pointwise, scale)), self._filters(depthwise)
+        to_filters = (shares.unsqueeze(3) * self._grouped(grad).unsqueeze(2)).sum(1)
+        grad = self._grouped(scaled(grad, scale))
+        to_pointwise = (grad.unsqueeze(2) * filters.unsqueeze(1)).sum(3)
+        return dict(
+            depthwise=to_filters.permute(1, 2, 0, 3).flatten(2),
+            pointwise=to_pointwise.reshape(pointwise.shape),
             scale=to_scale,
         )
 

@@ -4,7 +4,8 @@ The plain statement of it, ``sum(branch.kernel())``, is dozens of small operatio
 autograd keeps every intermediate kernel. Here a block is one operation that keeps its parameters
 and nothing else: its branches add themselves to one tensor in turn, and the backward pass goes
 over the gradient of the kernel once a branch. What remains to be computed is the product of the
-1x1 - k x k branch, its two products backward, and passes over memory.
+1x1 - k x k branch, its two products backward, and passes over memory; of these a compiler, where it
+is asked for, makes a few, see :mod:`mmorepa.convs.compiled`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from .rows import as_kernel, as_rows
+from . import compiled
+from .rows import as_kernel, as_rows, is_fused
+
+#: Branches whose gradients no compiler makes, in this order: products of matrices, and a scaling
+#: of the kernel's gradient in place, which therefore comes last.
+ALONE = ('pointwise_kxk', 'original')
 
 _by_reference = False
 
@@ -28,7 +34,7 @@ def sum_of_kernels(block: nn.Module) -> Tensor:
         block (nn.Module): Its children are branches of the same geometry.
     """
     # A compiler fuses the plain statement by itself.
-    if _by_reference or torch.compiler.is_compiling():
+    if _by_reference or is_fused():
         return reduce(torch.add, [branch.kernel() for branch in block.children()])
     names, tensors = [], []
     for name, branch in block.named_children():
@@ -58,9 +64,9 @@ class _SumOfKernels(torch.autograd.Function):
         # The one with a product of its own size begins, so that the others add to that.
         first, *others = sorted(own, key=lambda name: name != 'pointwise_kxk')
         rows = getattr(block, first).new_rows(**own[first])
-        for name in others:
-            getattr(block, name).add_rows(rows, **own[name])
-        return as_kernel(rows, getattr(block, first).kernel_size)
+        if others:
+            compiled.run(_add_rows, block, rows, {name: own[name] for name in others})
+        return as_kernel(rows, block.kernel_size)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -72,17 +78,33 @@ class _SumOfKernels(torch.autograd.Function):
             rows = as_rows(grad)
             is_copy = rows.data_ptr() != grad.data_ptr()
             own, wants = _by_branch(ctx.names, tensors), _by_branch(ctx.names, wanted)
-            gradients = {}
-            # The one whose gradient is that of the kernel, but for a scale, comes last.
-            for name in sorted(own, key=lambda name: name == 'original'):
-                if any(wants[name].values()):
-                    branch = getattr(ctx.block, name)
-                    is_last = name == 'original' and is_copy
-                    pull_back = branch.pull_back_in_place if is_last else branch.pull_back
-                    found = pull_back(rows, **own[name])
-                    gradients |= {(name, key): gradient for key, gradient in found.items()}
-        found = [gradients.get(name) if wants else None for name, wants in zip(ctx.names, wanted)]
+            own = {name: own[name] for name in own if any(wants[name].values())}
+            together = {name: own[name] for name in own if name not in ALONE}
+            found = compiled.run(_pull_back, ctx.block, rows, together) if together else {}
+            for name in filter(own.get, ALONE):
+                branch = getattr(ctx.block, name)
+                is_last = name == 'original' and is_copy
+                pull_back = branch.pull_back_in_place if is_last else branch.pull_back
+                found[name] = pull_back(rows, **own[name])
+        found = [found[a][b] if wants else None for (a, b), wants in zip(ctx.names, wanted)]
         return None, None, *found
+
+
+def _add_rows(block: nn.Module, rows: Tensor, own: dict[str, dict[str, Tensor]]) -> None:
+    """Add the kernels of some branches to ``rows``, in place."""
+    if is_fused():
+        terms = [getattr(block, name).term(**tensors) for name, tensors in own.items()]
+        rows.add_(reduce(torch.add, terms))
+        return
+    for name, tensors in own.items():
+        getattr(block, name).add_rows(rows, **tensors)
+
+
+def _pull_back(
+    block: nn.Module, rows: Tensor, own: dict[str, dict[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """The gradients of some branches, where that of the kernel is ``rows``, (O, k^2, I/g)."""
+    return {name: getattr(block, name).pull_back(rows, **own[name]) for name in own}
 
 
 def _differentiable(block, names, tensors, wanted, grad) -> list[Tensor | None]:
@@ -96,7 +118,7 @@ def _differentiable(block, names, tensors, wanted, grad) -> list[Tensor | None]:
 
 
 def _by_branch(names: list[tuple[str, str]], values) -> dict[str, dict]:
-    own = {}
+    own = {name: {} for name, _ in names}
     for (name, key), value in zip(names, values):
-        own.setdefault(name, {})[key] = value
+        own[name][key] = value
     return own

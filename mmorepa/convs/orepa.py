@@ -39,6 +39,7 @@ class BranchSum(nn.Module):
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
         matmul_dtype (str, optional): See :class:`OREPAConv2d`.
+        compile (bool): See :class:`OREPAConv2d`.
     """
 
     def __init__(
@@ -50,8 +51,12 @@ class BranchSum(nn.Module):
         branches: Branches = None,
         slope: float | None = None,
         matmul_dtype: str | None = None,
+        compile: bool = False,
     ):
         super().__init__()
+        self.kernel_size = kernel_size
+        # The 1x1 block is a product and little else.
+        self.compile_kernel = compile and kernel_size > 1
         is_pointwise = kernel_size == 1
         if slope is None:
             slope = 1.0 if is_pointwise else 0.0
@@ -67,6 +72,8 @@ class BranchSum(nn.Module):
                 matmul_dtype=find_dtype(matmul_dtype),
             )
             self.add_module(name, branch)
+        #: All that the computing depends on, besides the tensors and their dtype.
+        self.geometry = (in_channels, out_channels, kernel_size, groups, matmul_dtype, *scales)
 
     def forward(self) -> Tensor:
         """The kernel, (O, I/g, k, k)."""
@@ -127,6 +134,7 @@ class DeepLinearStem(nn.Sequential):
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
         matmul_dtype (str, optional): See :class:`OREPAConv2d`.
+        compile (bool): See :class:`OREPAConv2d`.
     """
 
     def __init__(
@@ -138,13 +146,23 @@ class DeepLinearStem(nn.Sequential):
         branches: Branches = None,
         slope: float | None = None,
         matmul_dtype: str | None = None,
+        compile: bool = False,
     ):
         self.groups = groups
         depth = (kernel_size - 1) // 2
         channels = [in_channels, *[out_channels] * depth]
         super().__init__(
             *[
-                BranchSum(channels[i], channels[i + 1], 3, groups, branches, slope, matmul_dtype)
+                BranchSum(
+                    channels[i],
+                    channels[i + 1],
+                    3,
+                    groups,
+                    branches,
+                    slope,
+                    matmul_dtype,
+                    compile,
+                )
                 for i in range(depth)
             ]
         )
@@ -215,6 +233,10 @@ class OREPAConv2d(GeneratedConv2d):
             where the processor has such arithmetic, for a rounding of the kernel that stays under
             1e-3 of its largest number. Only in training mode and for float32 parameters:
             evaluation and conversion are exact. None, the default, rounds nothing.
+        compile (bool): Let ``torch.compile`` make a few loops of what generates the kernel in
+            training: some seconds at the start for each geometry, less time in every step. Where
+            nothing can be compiled, a warning says so and the kernel is generated as without.
+            Defaults to False.
 
     Raises:
         UserError: As :class:`mmorepa.convs.reparam.ReparamConv2d` has it, and for branches that do
@@ -230,7 +252,7 @@ class OREPAConv2d(GeneratedConv2d):
         'Conv2d'
     """
 
-    options = ('branches', 'slope', 'online', 'matmul_dtype')
+    options = ('branches', 'slope', 'online', 'matmul_dtype', 'compile')
 
     def add_kernel(
         self,
@@ -238,6 +260,7 @@ class OREPAConv2d(GeneratedConv2d):
         slope: float | None = None,
         online: bool = True,
         matmul_dtype: str | None = None,
+        compile: bool = False,
     ) -> None:
         self.online = online
         size = self.kernel_size[0]
@@ -250,6 +273,7 @@ class OREPAConv2d(GeneratedConv2d):
             branches,
             slope,
             matmul_dtype,
+            compile,
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from mmorepa.benchmark import steps, study
 from mmorepa.benchmark.plan import KernelCase, NetworkCase, Setup, ladder
 from mmorepa.benchmark.results import read
-from mmorepa.benchmark.study import FLOOR, KERNEL, ROUNDED_KERNEL, Study
-from mmorepa.benchmark.subjects import Subject, parse
+from mmorepa.benchmark.study import FLOOR, KERNEL, Study
+from mmorepa.benchmark.subjects import VARIANTS, Subject, parse
 from mmorepa.errors import UserError
 
 TRAINING = {'step', 'forward', 'backward', 'optimizer'}
@@ -104,7 +104,8 @@ def test_ladder():
 @pytest.mark.parametrize('shape', [(4, 4, 3), (4, 6, 1), (3, 4, 7)], ids=str)
 def test_kernels(shape):
     (result,) = run(KernelCase(*shape))
-    assert [subject.name for subject in result.subjects] == [FLOOR, KERNEL, ROUNDED_KERNEL]
+    variants = ['OREPA-bfloat16'] if shape[2] == 1 else VARIANTS
+    assert [subject.name for subject in result.subjects] == [FLOOR, KERNEL, *variants]
     for subject in result.subjects:
         assert subject.failures == {}
         assert set(subject.seconds) == {'step', 'forward', 'backward'}

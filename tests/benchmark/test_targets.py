@@ -6,7 +6,8 @@ from benchmark.made_up import GPU, kernel_result, measured, network_result, resu
 from mmorepa.benchmark import targets
 from mmorepa.benchmark.plan import KernelCase, NetworkCase
 from mmorepa.benchmark.results import CaseResult, Measured
-from mmorepa.benchmark.study import FLOOR, KERNEL, RELEASED_KERNEL, ROUNDED_KERNEL, Study
+from mmorepa.benchmark.study import FLOOR, KERNEL, RELEASED_KERNEL, Study
+from mmorepa.benchmark.subjects import VARIANTS
 
 MIB = 2**20
 
@@ -16,7 +17,7 @@ def as_planned(cases):
     found = []
     for case in cases:
         names = (
-            [FLOOR, KERNEL, ROUNDED_KERNEL, RELEASED_KERNEL]
+            [FLOOR, KERNEL, *VARIANTS, RELEASED_KERNEL]
             if isinstance(case, KernelCase)
             else [subject.name for subject in case.subjects]
         )
@@ -63,8 +64,8 @@ def test_setups():
     }
     for case in plan:
         if isinstance(case, NetworkCase):
-            rounded = ['OREPA-bfloat16'] * ('eval' in case.measures)
-            assert [subject.name for subject in case.subjects] == ['none', 'OREPA', *rounded]
+            variants = VARIANTS if 'eval' in case.measures else ()
+            assert [subject.name for subject in case.subjects] == ['none', 'OREPA', *variants]
 
 
 def row_of(result, what):
@@ -151,13 +152,14 @@ class TestRatios:
 
 def test_plan_can_be_run():
     """The preset as it is, but small."""
-    plan = targets.plan(networks=['resnet18'], size=32, width=0.125, channels=[4])
+    small = dict(networks=['resnet18'], size=32, width=0.125, channels=[4])
+    plan = targets.plan(**small, variants=['OREPA-bfloat16'])
     plan = [case for case in plan if getattr(case, 'batch', 0) != targets.MEMORY_BATCH]
     rows = targets.rows(Study(plan, repeats=1, warm_up=0, preset='targets').run())
     found = {row.target.what for row in rows if row.found is not None}
     assert found == {
         'training step: OREPA over none',
-        'training step: OREPA with products in bfloat16 over none',
+        'training step: OREPA-bfloat16 over none',
         'kernel generation over its floor, stem',
         'evaluation step: training form over deploy form',
         'training step, all stages frozen: OREPA over none',
