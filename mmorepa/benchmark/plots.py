@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
@@ -30,8 +31,11 @@ LOOKS = {
     'offline': ('#d55e00', '^'),
     'released-DBB': ('#cc79a7', 'v'),
     'released-OREPA': ('#009e73', 'P'),
+    'OREPA-compiled': ('#56b4e9', '*'),
+    'OREPA-bfloat16': ('#a6761d', 'X'),
+    'OREPA-compiled-bfloat16': ('#000000', '<'),
 }
-OTHER_LOOKS = (('#56b4e9', '*'), ('#a6761d', 'X'), ('#000000', '<'), ('#7570b3', '>'))
+OTHER_LOOKS = (('#7570b3', '>'), ('#e7298a', 'p'), ('#66a61e', 'h'), ('#666666', 'd'))
 
 #: The parts of a training step, what they are called, and their colours.
 PARTS = {
@@ -289,7 +293,7 @@ def kernels(results: Results) -> Figure | None:
         _logarithmic(upper, lower, channels)
     panels[0, 0].set_ylabel('ms, forward + backward')
     panels[1, 0].set_ylabel('over the floor')
-    _legend(figure, panels[0, 0])
+    _legend(figure, *panels[0])
     return figure
 
 
@@ -325,9 +329,17 @@ def _logarithmic(upper: Axes, lower: Axes, values: Sequence[float]) -> None:
         _rule(axes, 'both')
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(labels), 6))
+def _legend(figure: Figure, *panels: Axes) -> None:
+    """Below the figure, what is labelled in any of the panels."""
+    found: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            found.setdefault(label, handle)
+    labels, handles = list(found), list(found.values())
+    # Inches that the longest takes: its handle, and its letters.
+    widest = 0.6 + 0.085 * max(map(len, labels), default=0)
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / widest)))
+    figure.legend(handles, labels, loc='outside lower center', ncols=columns)
 
 
 def _rule(axes: Axes, axis: str) -> None:

@@ -6,7 +6,9 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
+import mmorepa
 from mmorepa import OREPAConv2d, switch_to_deploy
 from mmorepa.convs import compiled
 from mmorepa.convs.fused import by_reference
@@ -153,3 +155,27 @@ def test_an_error_of_ours_is_raised(functions):
     with pytest.raises(RuntimeError, match='size'):
         conv.squeeze()
     assert compiled._is_available
+
+
+def test_training_a_network(functions):
+    """Three steps, of which the weights are those without the option."""
+
+    def train(**options):
+        torch.manual_seed(0)
+        layers = [layer for _ in range(2) for layer in (nn.Conv2d(7, 7, 3, padding=1), nn.ReLU())]
+        model = mmorepa.reparameterize(nn.Sequential(*layers), dict(type='OREPA', **options))
+        make_trained_like(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        x = torch.randn(2, 7, 8, 8, generator=torch.Generator().manual_seed(0))
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        return model.state_dict()
+
+    expected = train()
+    assert not functions
+    found = train(compile=True)
+    assert len(functions) == 2
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
