@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -57,7 +58,7 @@ class ReparamMixin:
         return options
 
     def _reparameterize(self, reparam: str | dict) -> None:
-        options = dict(type=reparam) if isinstance(reparam, str) else dict(reparam)
+        options = dict(reparam) if isinstance(reparam, Mapping) else dict(type=str(reparam))
         where = options.pop('where', '')
         options = self.block_options(options)
         if options.get('type') not in BLOCKS:

@@ -36,7 +36,7 @@ def find_block(block: str | Mapping) -> tuple[type[ReparamConv2d], dict]:
     Raises:
         UserError: If there is no such block, or it has no such option.
     """
-    options = {'type': block} if isinstance(block, str) else dict(block)
+    options = dict(block) if isinstance(block, Mapping) else {'type': str(block)}
     name = options.pop('type', None)
     if name not in BLOCKS:
         raise UserError(f'no block is named {name!r}; the names are {", ".join(map(repr, BLOCKS))}')

@@ -167,7 +167,7 @@ class ResNetContract:
         assert '\n' not in str(info.value)
 
     @pytest.mark.parametrize(
-        'reparam', ['orepa', dict(type='ACNetV3'), dict(branches=['original'])]
+        'reparam', ['orepa', ['OREPA'], dict(type='ACNetV3'), dict(branches=['original'])]
     )
     def test_unknown_reparam(self, reparam):
         with pytest.raises(ValueError, match="choose 'OREPA'.* or None") as info:

@@ -210,6 +210,7 @@ def test_squeezed_has_the_keys_of_the_model_before():
     [
         ('OREPAA', None, "no block is named 'OREPAA'; the names are 'OREPA'"),
         (dict(branches=['original']), None, 'no block is named None'),
+        (['OREPA'], None, r"no block is named \"\['OREPA'\]\""),
         (dict(type='DBB', rate=2), None, "DBB has no option 'rate'; it has 'branch_norm'"),
         ('OREPA', 'nowhere', "no convolution that 'OREPA' can take the place of where 'nowhere'"),
     ],
