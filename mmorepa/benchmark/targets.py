@@ -169,6 +169,9 @@ def _targets() -> list[Target]:
     for batch, targets in zip(GPU_BATCHES, ((1.12, 1.08), (1.05, 1.04))):
         on_gpu = dict(purpose=GPU_STEP, batch=batch)
         found += each('training step on a GPU: OREPA over none', targets, step, **on_gpu)
+        for name in VARIANTS:
+            what = f'training step on a GPU: {name} over none'
+            found += each(what, no_target, partial(step, subject=name), **on_gpu)
     at_64 = dict(purpose=MEMORY, batch=MEMORY_BATCH)
     what = 'memory less parameters, gradients, optimizer state: OREPA over none'
     found += each(what, (1.02, 1.02), kept, **at_64)
