@@ -7,10 +7,12 @@ geometry is compiled once, for its own sizes, when it is first met.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import sys
 import types
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from torch import nn
@@ -41,7 +43,8 @@ def run(function: Callable, block: nn.Module, *args):
         return function(block, *args)
     try:
         compiled, skeleton = _compiled(function, block, *args)
-        return compiled(skeleton, *args)
+        with _same_denormals():
+            return compiled(skeleton, *args)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -70,6 +73,25 @@ def _with_own_code(function: Callable, name: str) -> Callable:
     """A copy that torch takes for another function: it compiles one eight times at most."""
     code = function.__code__.replace(co_name=name)
     return types.FunctionType(code, function.__globals__, name)
+
+
+@contextlib.contextmanager
+def _same_denormals() -> Iterator[None]:
+    """Keep what the processor does with numbers below the normal range.
+
+    Inductor links with ``-ffast-math``, and loading such a library makes it flush them to zero, in
+    everything that the thread computes from then on.
+    """
+    before = _flushes_denormals()
+    try:
+        yield
+    finally:
+        if _flushes_denormals() != before:
+            torch.set_flush_denormal(before)
+
+
+def _flushes_denormals() -> bool:
+    return sys.float_info.min / 2 == 0
 
 
 def _without_tensors(block: nn.Module) -> nn.Module:

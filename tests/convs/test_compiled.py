@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import warnings
 
 import pytest
@@ -123,6 +124,19 @@ def test_under_autocast(functions):
         assert torch.equal(conv.squeeze(), expected)
         conv(torch.randn(2, 7, 8, 8)).float().sum().backward()
     assert all(parameter.grad is not None for parameter in conv.parameters())
+
+
+@pytest.mark.parametrize('flushes', [False, True])
+def test_numbers_below_the_normal_range(functions, flushes):
+    """Loading what inductor compiled would change what is done with them, everywhere."""
+    torch.set_flush_denormal(flushes)
+    try:
+        torch.compiler.reset()
+        make('ragged').squeeze().sum().backward()
+        assert len(functions) == 2
+        assert (sys.float_info.min / 2 == 0) == flushes
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_without_a_compiler(functions, monkeypatch, tmp_path):
