@@ -51,9 +51,10 @@ def run(function: Callable, block: nn.Module, *args):
         # What fails here too is no fault of the compiler.
         result = function(block, *args)
         _is_available = False
-        reason = (str(error).strip() or 'no reason given').splitlines()[0]
+        cause = getattr(error, 'inner_exception', error)
+        reason = (str(cause).strip() or 'no reason given').splitlines()[0]
         warnings.warn(
-            f'compile=True: torch cannot compile here ({type(error).__name__}: {reason}); kernels '
+            f'compile=True: torch cannot compile here ({type(cause).__name__}: {reason}); kernels '
             'are generated without it: install a C++ compiler, or leave the option out',
             stacklevel=2,
         )
