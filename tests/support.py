@@ -51,3 +51,10 @@ def make_trained_like(model: nn.Module, seed: int = 0) -> nn.Module:
                 elif kind == 'residual' or name == 'bias':
                     uniform(parameter, -0.2, 0.2)
     return model
+
+
+def kernel_and_gradients(conv, gradient: torch.Tensor):
+    """The kernel of a block, and the gradients of its parameters where the kernel's is given."""
+    parameters = list(conv.kernel.parameters())
+    kernel = conv.squeeze()
+    return kernel.detach(), torch.autograd.grad(kernel, parameters, gradient)

@@ -183,15 +183,13 @@ class Study:
         for name in kernel_subjects(case):
             result.subjects.append(Measured(name))
             with failing_to(result[name], 'build'):
-                if name == FLOOR:
-                    actions[name, ''] = Floor(block, case.setup)
-                    continue
+                other = block
                 if name == RELEASED_KERNEL:
                     other = released.build_block(self.released_path, *shape)
-                else:
-                    options = VARIANTS.get(name, {})
-                    other = OREPAConv2d(*shape, padding=padding, bias=False, **options)
-                actions[name, ''] = Generation(other, case.setup)
+                elif name in VARIANTS:
+                    other = OREPAConv2d(*shape, padding=padding, bias=False, **VARIANTS[name])
+                kind = Floor if name == FLOOR else Generation
+                actions[name, ''] = kind(other, case.setup)
         result[KERNEL].trainable = trainable(block)
         self._in_turn(actions, result, tick)
 
@@ -217,7 +215,11 @@ class Study:
 def kernel_subjects(case: KernelCase) -> list[str]:
     """The subjects of a kernel, the floor first."""
     # Of a 1x1 block nothing is compiled.
-    variants = [name for name in VARIANTS if case.kernel_size > 1 or 'compiled' not in name]
+    variants = [
+        name
+        for name, options in VARIANTS.items()
+        if case.kernel_size > 1 or not options.get('compile')
+    ]
     return [FLOOR, KERNEL, *variants, *[RELEASED_KERNEL] * case.released]
 
 

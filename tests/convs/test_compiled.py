@@ -13,7 +13,7 @@ import mmorepa
 from mmorepa import OREPAConv2d, switch_to_deploy
 from mmorepa.convs import compiled
 from mmorepa.convs.fused import by_reference
-from support import make_trained_like
+from support import kernel_and_gradients, make_trained_like
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative, kernels and gradients
 
@@ -34,11 +34,6 @@ def make(geometry: str) -> OREPAConv2d:
     torch.manual_seed(0)
     conv = OREPAConv2d(**dict(dict(kernel_size=3), **GEOMETRIES[geometry]), compile=True)
     return make_trained_like(conv).to(torch.float64 if 'double' in geometry else torch.float32)
-
-
-def kernel_and_gradients(conv, gradient):
-    kernel = conv.squeeze()
-    return kernel.detach(), torch.autograd.grad(kernel, list(conv.kernel.parameters()), gradient)
 
 
 def assert_equal(conv, gradient):
@@ -91,16 +86,6 @@ def test_nothing_is_compiled(functions, mode):
         conv.eval()
     conv.squeeze().sum().backward()
     assert not functions
-
-
-def test_frozen_parameters_get_no_gradient(functions):
-    conv = make('ragged')
-    conv.kernel.separable.requires_grad_(False)
-    conv.kernel.average.scale.requires_grad_(False)
-    conv.squeeze().square().sum().backward()
-    for name, parameter in conv.kernel.named_parameters():
-        is_frozen = name.startswith('separable') or name == 'average.scale'
-        assert (parameter.grad is None) == is_frozen, name
 
 
 def test_a_compiled_block_is_copied_saved_and_converted_like_any_other(functions):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmorepa import OREPAConv2d
 from mmorepa.convs.branches import KXK, POINTWISE
 from mmorepa.convs.fused import by_reference
-from support import make_trained_like
+from support import kernel_and_gradients, make_trained_like
 
 FLOAT64 = 1e-12  # relative, kernels and gradients
 FLOAT32 = 1e-5
@@ -23,12 +23,6 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def subsets(names):
     names = list(names)
     return [s for n in range(1, len(names) + 1) for s in itertools.combinations(names, n)]
-
-
-def kernel_and_gradients(conv, gradient):
-    parameters = list(conv.kernel.parameters())
-    kernel = conv.squeeze()
-    return kernel.detach(), torch.autograd.grad(kernel, parameters, gradient)
 
 
 def assert_equal(conv, gradient, tolerance=FLOAT64):
@@ -122,9 +116,10 @@ def test_under_autocast():
     assert all(torch.equal(a, b) for a, b in zip(gradients, wanted))
 
 
-def test_frozen_parameters_get_no_gradient():
+@pytest.mark.parametrize('compile', [False, True])
+def test_frozen_parameters_get_no_gradient(compile):
     torch.manual_seed(0)
-    conv = make_trained_like(OREPAConv2d(6, 8, 3))
+    conv = make_trained_like(OREPAConv2d(6, 8, 3, compile=compile))
     conv.kernel.separable.requires_grad_(False)
     conv.kernel.average.scale.requires_grad_(False)
     conv.squeeze().square().sum().backward()
