@@ -203,8 +203,7 @@ def ladder() -> tuple[Subject, ...]:
     """
     subjects = [Subject('none', rung='base')]
     for rung, options in LADDER.items():
-        for online in (False, True):
-            name = f'{"online" if online else "offline"} {rung}'
-            reparam = dict(type='OREPA', online=online, **options)
-            subjects.append(Subject(name, reparam, rung=rung))
+        for mode in ('offline', 'online'):
+            reparam = dict(type='OREPA', mode=mode, **options)
+            subjects.append(Subject(f'{mode} {rung}', reparam, rung=rung))
     return tuple(subjects)

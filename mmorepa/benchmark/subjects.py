@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict] = {
 REPARAMS: dict[str, str | dict | None] = {
     'none': None,
     **{name: name for name in BLOCKS if name != 'OREPA-RepVGG'},
-    'OREPA-offline': dict(type='OREPA', online=False),
+    'OREPA-offline': dict(type='OREPA', mode='offline'),
     **{name: dict(options, type='OREPA') for name, options in VARIANTS.items()},
 }
 

@@ -13,6 +13,7 @@ from .kernel_logger_hook import KernelLoggerHook
 from .non_finite import NonFiniteHook
 from .optim_wrapper_constructor import OREPAOptimWrapperConstructor
 from .seeding import IterSeedHook, SeededBatchSampler
+from .squeezed_training import SqueezedTrainingHook
 
 MODELS.register_module(module=OREPAConv2d)
 MODELS.register_module(module=ExpandConv2d)
@@ -28,5 +29,6 @@ __all__ = [
     'NonFiniteHook',
     'OREPAOptimWrapperConstructor',
     'SeededBatchSampler',
+    'SqueezedTrainingHook',
     'build_deploy_form',
 ]

@@ -99,7 +99,7 @@ class TestParse:
             ('none', Subject('none')),
             ('None', Subject('none')),
             ('dbb', Subject('DBB', 'DBB')),
-            ('OREPA-offline', Subject('OREPA-offline', dict(type='OREPA', online=False))),
+            ('OREPA-offline', Subject('OREPA-offline', dict(type='OREPA', mode='offline'))),
             ('released-orepa', Subject('released-OREPA', released='OREPA')),
             (str(CONFIG), Subject(CONFIG.stem, config=str(CONFIG))),
         ],
