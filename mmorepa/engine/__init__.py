@@ -3,7 +3,6 @@
 from mmengine.registry import MODELS
 
 from ..convs import ExpandConv2d, OREPAConv2d, TweakedOREPAConv2d
-from . import safe_globals  # noqa: F401  (for torch to load MMEngine's checkpoints)
 from .accumulated_gradients import AccumulatedGradientsHook
 from .compiling import EagerOptimizerHook
 from .cpu_amp import CPUAmpOptimWrapper
@@ -12,6 +11,7 @@ from .freezing import FreezeStagesHook
 from .kernel_logger_hook import KernelLoggerHook
 from .non_finite import NonFiniteHook
 from .optim_wrapper_constructor import OREPAOptimWrapperConstructor
+from .safe_resume import SafeResumeHook
 from .seeding import IterSeedHook, SeededBatchSampler
 from .squeezed_training import SqueezedTrainingHook
 
@@ -28,6 +28,7 @@ __all__ = [
     'KernelLoggerHook',
     'NonFiniteHook',
     'OREPAOptimWrapperConstructor',
+    'SafeResumeHook',
     'SeededBatchSampler',
     'SqueezedTrainingHook',
     'build_deploy_form',
