@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
@@ -125,12 +125,10 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         if func.namespace == SENDING:
             self.operations.append(_operation(func, args, kwargs, None))
-            # Collectives know no meta tensors.
-            args = tree_map(lambda leaf: torch.empty(0) if _is_meta(leaf) else leaf, args)
-            return func(*args, **kwargs)
-        out = func(*args, **kwargs)
+            return out
         # What neither gives nor changes a tensor, as a comparison, asks for no kernel.
         works = func._schema.is_mutable or _tensors(out)
         if works and not func.is_view and func.overloadpacket not in FREE:
@@ -156,10 +154,6 @@ def _operation(func, args, kwargs, out) -> Operation:
 
 def _tensors(tree) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _is_meta(leaf) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_meta
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
