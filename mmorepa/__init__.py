@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from .convs import (
     ExpandConv2d,
     OREPAConv2d,
+    SqueezedTraining,
     reparameterize,
     squeeze,
     switch_to_deploy,
@@ -29,6 +30,7 @@ if find_spec('mmengine'):
 __all__ = [
     'ExpandConv2d',
     'OREPAConv2d',
+    'SqueezedTraining',
     '__version__',
     'reparameterize',
     'squeeze',

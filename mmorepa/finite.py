@@ -51,7 +51,8 @@ def fault_of(layer: nn.Module, statistics: bool = True) -> str:
     if flags and not torch.stack(flags).all():
         name = next(name for name, flag in zip(tensors, flags) if not flag)
         return f'{name}, {_count(tensors[name])}'
-    if isinstance(layer, GeneratedConv2d):
+    # In squeezed mode the kernel is one of the parameters.
+    if isinstance(layer, GeneratedConv2d) and layer.mode != 'squeezed':
         with torch.no_grad():
             kernel = layer.squeeze().to(next(layer.parameters()).dtype)
         if not is_finite(kernel):

@@ -1,7 +1,9 @@
 """What the tests share that is no fixture."""
 
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
@@ -58,3 +60,8 @@ def kernel_and_gradients(conv, gradient: torch.Tensor):
     parameters = list(conv.kernel.parameters())
     kernel = conv.squeeze()
     return kernel.detach(), torch.autograd.grad(kernel, parameters, gradient)
+
+
+def by_the_formula() -> AbstractContextManager:
+    """Let blocks sum up their branches' kernels as the paper states it, in the context."""
+    return mock.patch('mmorepa.convs.fast.is_fast', lambda block: False)

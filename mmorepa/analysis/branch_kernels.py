@@ -99,7 +99,7 @@ def branch_kernel(branch: Branch | NormedBranch, with_scale: bool = True) -> Ten
     """
     if not with_scale:
         branch = _without_scale(branch)
-    kernel = branch.kernel() if isinstance(branch, Branch) else branch.merged()[0]
+    kernel = branch() if isinstance(branch, Branch) else branch.merged()[0]
     return kernel if kernel.dtype == torch.float64 else kernel.float()
 
 

@@ -45,7 +45,6 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from ..convs import OREPAConv2d, squeeze
-from ..convs.fused import by_reference
 from ..convs.orepa import DeepLinearStem
 from ..errors import UserError
 from ..quiet import quiet_mmengine
@@ -171,11 +170,10 @@ def kernel_step(kernel: nn.Module, gradient: Tensor, rates: Mapping[str, float])
     def generate(parameters):
         return torch.func.functional_call(kernel, {**parameters, **buffers}, ())
 
-    with by_reference():
-        _, pull_back = torch.func.vjp(generate, parameters)
-        (gradients,) = pull_back(gradient.double())
-        change = {name: rates[name] * gradient for name, gradient in gradients.items()}
-        return torch.func.jvp(generate, (parameters,), (change,))[1].detach()
+    _, pull_back = torch.func.vjp(generate, parameters)
+    (gradients,) = pull_back(gradient.double())
+    change = {name: rates[name] * gradient for name, gradient in gradients.items()}
+    return torch.func.jvp(generate, (parameters,), (change,))[1].detach()
 
 
 def compare(step: Tensor, plain_step: Tensor, kernel: Tensor) -> tuple[float, ...]:
@@ -223,31 +221,25 @@ def kernel_gradients(model: nn.Module, batch) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def leaf_kernels(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Let each block run with a leaf of the graph in place of its generated kernel.
+    """Let each block run in squeezed mode, frozen ones and those in mode ``'offline'`` too.
 
     Gives the leaves by the name of the block; a backward pass leaves the kernels' gradients in
-    them. Frozen blocks and those with ``online=False`` run so, too.
+    them.
     """
     blocks = blocks_of(model)
-    kinds = {block: type(block) for block in blocks.values()}
-    leaves = {}
-    for name, block in blocks.items():
-        dtype = next(block.kernel.parameters()).dtype
-        leaves[name] = block.squeeze().detach().to(dtype).requires_grad_()
+    modes = {block: block.mode for block in blocks.values()}
+    trained = {p: p.requires_grad for block in blocks.values() for p in block.parameters()}
+    for block in blocks.values():
+        block.mode = 'squeezed'
+        block.weight.requires_grad_(True)
     try:
-        for name, block in blocks.items():
-            # A class of its own for each, as torch's parametrizations have it: whatever reads
-            # `weight`, in whatever memory format, reads the leaf.
-            changes = dict(
-                weight=leaves[name],
-                weight_in=lambda _, memory_format, leaf=leaves[name]: leaf,
-                online=property(lambda _: True),
-            )
-            block.__class__ = type(kinds[block].__name__, (kinds[block],), changes)
-        yield leaves
+        yield {name: block.weight for name, block in blocks.items()}
     finally:
-        for block, kind in kinds.items():
-            block.__class__ = kind
+        for block, mode in modes.items():
+            block.weight.grad, block.has_gradient = None, False
+            block.mode = mode
+        for parameter, requires_grad in trained.items():
+            parameter.requires_grad_(requires_grad)
 
 
 @contextlib.contextmanager

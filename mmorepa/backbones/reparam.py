@@ -11,10 +11,9 @@ from torch import nn
 
 from ..convs import ReparamConv2d, switch_to_deploy
 from ..convs.blocks import BLOCKS
-from ..convs.generated import keeping_kernels
+from ..convs.generated import holding_weights
 from ..convs.reparameterize import substitute
 from ..errors import UserError
-from .kept_deploy import KeptDeployForm
 from .pretrained import load_pretrained
 
 
@@ -42,7 +41,6 @@ class ReparamMixin:
     def __init__(self, *args, reparam: str | dict | None = 'OREPA', deploy=False, **kwargs):
         super().__init__(*args, **kwargs)
         self.reparam = reparam
-        self._kept_deploy = KeptDeployForm()
         if reparam is not None:
             self._reparameterize(reparam)
         if deploy:
@@ -97,29 +95,14 @@ class ReparamMixin:
         # The networks build their convolutions without a bias; folding a BatchNorm adds one.
         return all(type(c) is nn.Conv2d and c.bias is not None for c in convs)
 
-    def forward(self, *args, **kwargs):
-        """As the other base has it.
-
-        A training form that is evaluated again and again, in eval mode and without gradients, runs
-        its deploy form instead; see :mod:`mmorepa.backbones.kept_deploy`.
-        """
-        form = self._kept_deploy.get(self)
-        return super().forward(*args, **kwargs) if form is None else form(*args, **kwargs)
-
-    def _apply(self, *args, **kwargs) -> nn.Module:
-        self._kept_deploy.drop()
-        return super()._apply(*args, **kwargs)
-
     def train(self, mode: bool = True) -> nn.Module:
         """As ``nn.Module`` has it; the libraries' own forget to return the module."""
-        # MMEngine's iteration-based loop calls train() in every step. Its EMA swap, which nothing
-        # else could see, comes with a change between training and evaluation.
+        # MMEngine's iteration-based loop calls train() in every step, and frozen stages then go to
+        # training mode and back. Its EMA swap, which nothing else could see, comes with a change
+        # between training and evaluation.
         steady = mode and self.training
-        with keeping_kernels(self) if steady else contextlib.nullcontext():
+        with holding_weights(self) if steady else contextlib.nullcontext():
             super().train(mode)
-        if not steady:
-            # Values written through `.data` leave no trace, as in MMEngine's EMA swap.
-            self._kept_deploy.drop()
         # The libraries freeze a stem by its norm alone, which a block may have taken in.
         for block in self.modules():
             if isinstance(block, ReparamConv2d) and block.takes_norm and is_frozen(block):

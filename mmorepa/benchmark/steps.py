@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import mmorepa
-
+from ..convs import SqueezedTraining
 from .generation import generators, is_squeezed
 from .plan import Setup
 from .subjects import loss_of
@@ -113,7 +112,7 @@ class TrainStep(Step):
             self.run = DistributedDataParallel(self.run)
         self.training, self.generation = None, None
         if is_squeezed(self.network):
-            self.training = mmorepa.SqueezedTraining(self.network, self.optimizer, shard=shared_out)
+            self.training = SqueezedTraining(self.network, self.optimizer, shard=shared_out)
         elif not ddp and not setup.compile and generators(self.network):
             self.generation = Generation(self.network, setup)
 

@@ -18,18 +18,18 @@ from mmengine import fileio
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from ..engine import safe_globals  # noqa: F401  (makes MMEngine's classes known to torch)
 from ..errors import UserError
 from ..state_dict import one_line, unusable
 from .foreign import foreign
+from .safe_globals import safe_globals
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:
     """Read a checkpoint onto the CPU, unpickling nothing but tensors and plain values.
 
     MMEngine's training checkpoints hold its ``HistoryBuffer`` and numpy arrays as well; these are
-    allowed by name, see :mod:`mmorepa.engine.safe_globals`. Whether the values are finite is not
-    asked.
+    allowed by name while the file is read, see :mod:`mmorepa.checkpoints.safe_globals`. Whether the
+    values are finite is not asked.
 
     Args:
         path (str | os.PathLike): A file, a URL, or anything MMEngine's file client reads.
@@ -78,7 +78,7 @@ def unpickle(path: str, map_location: Any = 'cpu') -> Any:
     if kind:
         raise UserError(f'{path} is not a whole PyTorch checkpoint but {kind}')
     try:
-        with warnings.catch_warnings():
+        with safe_globals(), warnings.catch_warnings():
             # Of types in old files; whoever reads a file did not write it.
             warnings.simplefilter('ignore')
             return torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
@@ -161,7 +161,8 @@ def mmengine_loads_weights_only() -> Iterator[None]:
     """In the block MMEngine reads checkpoint files as :func:`unpickle` does: ``resume``, too.
 
     So a file with code is refused on any torch, and what is torn or foreign gets one line. By
-    itself MMEngine leaves it to torch, which unpickles everything before version 2.6.
+    itself MMEngine leaves it to torch, which unpickles everything before version 2.6 and refuses
+    MMEngine's own checkpoints since. After the block MMEngine has the loader back that it had.
     """
     before = CheckpointLoader._schemes['']
     CheckpointLoader.register_scheme('', loader=load_from_local, force=True)

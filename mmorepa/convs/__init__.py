@@ -9,6 +9,7 @@ from .orepa import OREPAConv2d
 from .reparam import ReparamConv2d
 from .reparameterize import reparameterize
 from .repvgg import OREPARepVGGConv2d, RepVGGConv2d
+from .squeezed import SqueezedTraining
 from .tweaked import TweakedOREPAConv2d
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     'OREPARepVGGConv2d',
     'RepVGGConv2d',
     'ReparamConv2d',
+    'SqueezedTraining',
     'TweakedOREPAConv2d',
     'reparameterize',
     'squeeze',

@@ -29,6 +29,8 @@ class LinearExpansion(nn.Module):
         rate (int): r.
     """
 
+    names = ('first', 'middle', 'last')
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, groups: int, rate: int
     ):
@@ -40,9 +42,13 @@ class LinearExpansion(nn.Module):
             last=(out_channels, rate * out_channels // groups, 1, 1),
         )
         for name, shape in shapes.items():
-            # The initial values of nn.Conv2d.
-            weight = nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5))
-            self.register_parameter(name, nn.Parameter(weight))
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give all parameters the initial values of ``nn.Conv2d``."""
+        for name in self.names:
+            nn.init.kaiming_uniform_(getattr(self, name), a=math.sqrt(5))
 
     def forward(self) -> Tensor:
         """The kernel, (O, I/g, k, k)."""
@@ -76,6 +82,7 @@ class ExpandConv2d(GeneratedConv2d):
         kernel_size (int | tuple[int, int]): From 3 on; ExpandNets leave 1x1 convolutions alone.
         bias (bool): Whether to add a learnable bias, starting at zero. Defaults to True.
         rate (int): The expansion rate r, at least 1. Defaults to 4, as in the paper.
+        mode (str): See :class:`mmorepa.convs.generated.GeneratedConv2d`.
 
     Raises:
         UserError: As :class:`mmorepa.convs.reparam.ReparamConv2d` has it, and for a rate below one.
@@ -89,7 +96,7 @@ class ExpandConv2d(GeneratedConv2d):
     """
 
     sizes = range(3, 1 << 30, 2)
-    options = ('rate',)
+    options = ('rate', 'mode')
 
     def add_kernel(self, rate: int = 4) -> None:
         if rate < 1:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import UserError
 from .conv2d import conv2d
-from .kept import KeptKernel
+from .fast import is_traced
+from .held import Snapshot
 from .reparam import ReparamConv2d, geometry
 from .rows import in_order
 
@@ -18,19 +20,28 @@ from .rows import in_order
 class GeneratedConv2d(ReparamConv2d):
     """A convolution that costs a plain one over the feature map, whatever makes up its kernel.
 
-    It is linear, and stands wherever an ``nn.Conv2d`` stands; ``weight`` is the generated kernel,
-    read-only. In eval mode where no gradient is wanted, and where all its parameters are frozen,
-    the kernel is kept until a parameter changes, so that it costs what an ``nn.Conv2d`` costs.
-    Kernels are generated in float32 at least, under autocast and for half-precision parameters
-    too.
+    It is linear, and stands wherever an ``nn.Conv2d`` stands. Its ``kernel`` is a module that gives
+    the kernel; the parameters in there are the truth, ``weight`` follows from them. Kernels are
+    generated in float32 at least, under autocast and for half-precision parameters too.
 
     It takes the arguments of ``nn.Conv2d``. Subclasses add ``kernel``.
 
     Args:
         bias (bool): Whether to add a learnable bias, starting at zero. Defaults to True.
+        mode (str): ``'online'`` generates the kernel with a graph in each forward pass that wants
+            gradients; it is right under any training loop. ``'squeezed'`` trains on the kernel as
+            a leaf, and leaves the parameters to :class:`mmorepa.SqueezedTraining`. Defaults to
+            ``'online'``.
         args: As of :class:`mmorepa.convs.reparam.ReparamConv2d`; ``kwargs`` likewise.
         options: The block's own.
+
+    Raises:
+        UserError: As there, and for another mode.
     """
+
+    options: tuple[str, ...] = ('mode',)
+    #: The modes that there are.
+    modes: tuple[str, ...] = ('online', 'squeezed')
 
     def __init__(
         self,
@@ -43,6 +54,8 @@ class GeneratedConv2d(ReparamConv2d):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = 'zeros',
+        *,
+        mode: str = 'online',
         **options,
     ):
         super().__init__(
@@ -52,8 +65,15 @@ class GeneratedConv2d(ReparamConv2d):
             self.bias = nn.Parameter(torch.zeros(self.out_channels))
         else:
             self.register_parameter('bias', None)
-        self._kept = KeptKernel()
+        #: Whether another process steps the parameters, which are out of date here.
+        self.is_behind = False
+        #: Whether the leaf has had a gradient that nobody has pulled back.
+        self.has_gradient = False
+        self._gave_gradients = False
+        self._holds_through_modes = False
+        self._mode = 'online'
         self.add_kernel(**options)
+        self.mode = mode
 
     def add_kernel(self, **options) -> None:
         """Add ``kernel``, a module whose call gives the kernel, (O, I/g, k, k)."""
@@ -65,14 +85,53 @@ class GeneratedConv2d(ReparamConv2d):
         block = cls(**geometry(conv), bias=conv.bias is not None, **options)
         return block.to(conv.weight.device, conv.weight.dtype)
 
+    @property
+    def mode(self) -> str:
+        """How the kernel is trained, see the class. It can be changed at any time.
+
+        In squeezed mode autograd sees the leaf ``weight`` alone, and so does ``DistributedData\
+Parallel``: the parameters of ``kernel`` do not require grad, whatever is trained. In the other
+        modes they do, if the leaf did.
+        """
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        if mode not in self.modes:
+            raise UserError(
+                f'{type(self).__name__}: mode={mode!r} is not known; choose '
+                f'{", ".join(map(repr, self.modes))}'
+            )
+        if mode == self._mode:
+            return
+        self.settle()
+        self.held.drop()
+        if self._mode == 'squeezed':
+            leaf = self._parameters.pop('weight')
+            self.kernel.requires_grad_(leaf.requires_grad)
+        if mode == 'squeezed':
+            trained = any(p.requires_grad for p in self.kernel.parameters())
+            with torch.no_grad():
+                kernel = self._kernel_in(torch.contiguous_format)
+            self.kernel.requires_grad_(False)
+            self._parameters['weight'] = nn.Parameter(kernel, requires_grad=trained)
+            self._watch_leaf()
+            self.hold_leaf()
+        self._mode = mode
+
     def squeeze(self) -> Tensor:
         """Squeeze the branches into one kernel (paper, sec. 3.2, "block squeezing").
 
         Returns:
             Tensor: (O, I/g, k, k), float32 or float64, with a graph back to the parameters where
             gradients are on; in whatever memory format it was made.
+
+        Raises:
+            UserError: If another process steps the parameters, see
+                :meth:`mmorepa.SqueezedTraining.consolidate`.
         """
-        sample = next(self.kernel.parameters())
+        self.refuse_behind()
+        sample = self._sample()
         with torch.autocast(sample.device.type, enabled=False):
             if sample.dtype in (torch.float16, torch.bfloat16):
                 tensors = dict(self.kernel.named_parameters()) | dict(self.kernel.named_buffers())
@@ -96,77 +155,236 @@ class GeneratedConv2d(ReparamConv2d):
         Raises:
             UserError: If this block cannot.
         """
-        dtype = next(self.kernel.parameters()).dtype
+        dtype = self._sample().dtype
         self.kernel.double().imitate(kernel.double())
         self.kernel.to(dtype)
-        self._kept.drop()
 
     @property
     def weight(self) -> Tensor:
-        """The generated kernel, (O, I/g, k, k), in the parameters' dtype. Read-only."""
-        return self.weight_in(torch.contiguous_format)
+        """The generated kernel, (O, I/g, k, k), in the parameters' dtype.
 
-    def weight_in(self, memory_format: torch.memory_format) -> Tensor:
-        """:attr:`weight` in a memory format."""
-        trains = torch.is_grad_enabled() or self.training
-        compiling = torch.compiler.is_compiling()
-        kept = None if compiling else self._kept.get(memory_format, frozen=trains)
-        if kept is not None:
-            return kept
-        frozen = not any(p.requires_grad for p in self.kernel.parameters())
-        if compiling or (trains and not frozen):
+        In squeezed mode it is a leaf. In the others it has a graph back to the parameters where
+        gradients are on and wanted. See :class:`mmorepa.convs.reparam.ReparamConv2d` for writes.
+        """
+        if is_traced() or self.is_replica:
+            return self._traced_weight()
+        self.settle()
+        if type(self) is nn.Conv2d:
+            return self._parameters['weight']
+        if self._mode == 'squeezed':
+            return self._leaf()
+        weight = self._present_weight(None)
+        return weight if weight is self.held.tensor else self.hand_out(weight)
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        # What wrappers do that have taken the parameters out, such as DataParallel and FSDP.
+        if self._mode != 'squeezed' or 'weight' in self._parameters:
+            raise UserError(self.written_text())
+        self.__dict__['_lent_leaf'] = value
+
+    def _traced_weight(self) -> Tensor:
+        if self._mode == 'squeezed':
+            leaf = self._parameters.get('weight')
+            return self.__dict__['_lent_leaf'] if leaf is None else leaf
+        return self._kernel_in(torch.contiguous_format)
+
+    def _leaf(self) -> nn.Parameter:
+        """The leaf, with the kernel of the parameters as they are.
+
+        Raises:
+            UserError: If somebody trained the leaf, and not the parameters.
+        """
+        leaf = self._parameters['weight']
+        if self.has_gradient and leaf.grad is None:
+            raise UserError(
+                f'{self}: the gradient of its kernel was dropped before it was pulled back to the '
+                f'branches: {TRAINING_ADVICE}'
+            )
+        if not self.is_behind and not self.held.is_fresh:
+            self.refresh()
+        return leaf
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write the kernel of the parameters as they are to the leaf; in squeezed mode."""
+        with torch.inference_mode(False), torch.no_grad():
+            leaf = self._parameters['weight']
+            leaf.copy_(self.squeeze())
+            self.hold_leaf()
+
+    def hold_leaf(self) -> None:
+        """Note that the leaf is the kernel of the parameters as they are; in squeezed mode."""
+        if not self.held.renew(self._parameters['weight']):
+            self.held.hold(self._parameters['weight'], Snapshot.of(self.kernel))
+
+    def settle(self) -> None:
+        # Where the parameters have changed too, as by a broadcast of all, the leaf follows them.
+        if self._mode != 'squeezed' or self.is_behind or self.held.is_fresh:
+            super().settle()
+
+    def written_text(self) -> str:
+        if self._mode == 'squeezed' and self.training:
+            return (
+                f'{self}: its kernel was written to, perhaps by an optimizer that does not know '
+                f'of the branches: {TRAINING_ADVICE}'
+            )
+        return super().written_text()
+
+    def refuse_behind(self) -> None:
+        """Refuse to read parameters that another process steps.
+
+        Raises:
+            UserError: If it does so.
+        """
+        if self.is_behind:
+            raise UserError(
+                f'{self}: its branches are stepped in another process and out of date in this '
+                'one: call SqueezedTraining.consolidate() in all processes first'
+            )
+
+    def _watch_leaf(self) -> None:
+        def note(_):
+            self.has_gradient = True
+
+        leaf = self._parameters['weight']
+        trained = leaf.requires_grad
+        # A frozen one may be trained later, and refuses hooks now.
+        leaf.requires_grad_(True).register_post_accumulate_grad_hook(note)
+        leaf.requires_grad_(trained)
+
+    def _present_weight(self, memory_format: torch.memory_format | None) -> Tensor:
+        """The kernel outside of squeezed mode, in a memory format, or in any."""
+        trained = not self._is_frozen()
+        if torch.is_grad_enabled() and trained:
+            # A step may follow that no version counter shows, as a fused optimizer's.
+            self._gave_gradients = True
             return self._kernel_in(memory_format)
+        # A fused optimizer may be about to step, or have stepped, parameters that have a gradient.
+        may_be_stepped = any(tensor.grad is not None for tensor in tensors_in(self.kernel))
+        if self.held.is_fresh and not may_be_stepped and memory_format in (None, self._held_format):
+            return self.held.tensor
         # No inference tensor, even if asked for under inference_mode: a later backward pass to the
         # input may need it.
         with torch.inference_mode(False), torch.no_grad():
             kernel = self._kernel_in(memory_format)
-        self._kept.keep(kernel, self.kernel, memory_format)
+        if may_be_stepped or (trained and (self.training or self._gave_gradients)):
+            return kernel
+        self.held.hold(kernel, Snapshot.of(self.kernel))
+        self._held_format = memory_format or torch.contiguous_format
         return kernel
 
-    def _kernel_in(self, memory_format: torch.memory_format) -> Tensor:
-        kernel = self.squeeze().to(next(self.kernel.parameters()).dtype)
+    def _kernel_in(self, memory_format: torch.memory_format | None) -> Tensor:
+        kernel = self.squeeze().to(self._sample().dtype)
         if memory_format == torch.channels_last:
             return kernel.contiguous(memory_format=memory_format)
         return in_order(kernel)
 
+    def _sample(self) -> Tensor:
+        """A parameter of the kernel, for its device and dtype."""
+        return next(tensors_in(self.kernel))
+
+    def _is_frozen(self) -> bool:
+        return not any(tensor.requires_grad for tensor in tensors_in(self.kernel))
+
+    @property
+    def is_replica(self) -> bool:
+
+        return self.__dict__.get('_is_replica', False)
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""
-        # A convolution answers in the format of its weight, which should not decide it.
-        is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        memory_format = torch.channels_last if is_last else torch.contiguous_format
-        return self._conv_forward(x, self.weight_in(memory_format), self.bias)
+        if self._mode == 'squeezed':
+            weight = self.weight
+        elif is_traced() or self.is_replica:
+            weight = self._kernel_in(_format_of(x))
+        else:
+            self.settle()
+            # A convolution answers in the format of its weight, which should not decide it.
+            weight = self.weight if type(self) is nn.Conv2d else self._present_weight(_format_of(x))
+        return GeneratedConv2d._conv_forward(self, x, weight, self.bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # The name is nn.Conv2d's: mmcv's and MMEngine's conv-BN evaluation call it.
         return conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def train(self, mode: bool = True):
-        # Values written through `.data` leave no trace (MMEngine's EMA swap does it); whoever
-        # does so goes through train() or eval() next.
-        self._kept.drop()
-        return super().train(mode)
+        stays_in_training = mode and self.training
+        super().train(mode)
+        if not (stays_in_training or self.__dict__.get('_holds_through_modes', True)):
+            # Values written through `.data` leave no trace (MMEngine's EMA swap does it); whoever
+            # does so goes through train() or eval() next.
+            self.held.outdate()
+            self._gave_gradients = False
+        return self
 
-    def _apply(self, *args, **kwargs):
-        self._kept.drop()
-        return super()._apply(*args, **kwargs)
+    def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
+        self.refuse_behind()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.__dict__.get('_mode') == 'squeezed':
+            destination.pop(f'{prefix}weight', None)
+
+    def _load_from_state_dict(self, state_dict, prefix: str, *args) -> None:
+        leaf = self._parameters.pop('weight', None)
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+        finally:
+            if leaf is not None:
+                self._parameters['weight'] = leaf
+        self.is_behind = False
+        self.held.drop()
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        if self._mode == 'squeezed':
+            self._watch_leaf()
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        return text if self.bias is not None else f'{text}, bias=False'
+        if self.bias is None:
+            text += ', bias=False'
+        mode = self.__dict__.get('_mode', 'online')
+        return text if mode == 'online' else f'{text}, mode={mode!r}'
+
+
+#: What to do where a training loop knows nothing of squeezed mode.
+TRAINING_ADVICE = (
+    "train it with mmorepa.SqueezedTraining, or OREPAOptimWrapperConstructor, or in mode='online'"
+)
+
+
+def tensors_in(kernel: nn.Module) -> Iterator[Tensor]:
+    """The parameters of a kernel; where a wrapper has made plain attributes of them, those."""
+    parameters = kernel.parameters()
+    first = next(parameters, None)
+    if first is not None:
+        yield first
+        yield from parameters
+        return
+    for module in kernel.modules():
+        for name in (*getattr(module, 'names', ()), 'scale'):
+            tensor = getattr(module, name, None)
+            if isinstance(tensor, Tensor):
+                yield tensor
+
+
+def _format_of(x: Tensor) -> torch.memory_format:
+    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 @contextlib.contextmanager
-def keeping_kernels(model: nn.Module) -> Iterator[None]:
-    """Let ``model.train()`` and ``model.eval()`` drop no kernel that a block has kept.
+def holding_weights(model: nn.Module) -> Iterator[None]:
+    """Let ``model.train()`` and ``model.eval()`` outdate no weight that a block holds.
 
-    For who knows that nothing was written through ``.data`` since.
+    It is for a ``train()`` that changes modes back and forth and no values, as those of the
+    libraries' backbones with frozen stages.
     """
     blocks = [module for module in model.modules() if isinstance(module, GeneratedConv2d)]
-    kept = [block._kept for block in blocks]
     for block in blocks:
-        block._kept = KeptKernel()
+        block._holds_through_modes = True
     try:
         yield
     finally:
-        for block, kernel in zip(blocks, kept):
-            block._kept = kernel
+        for block in blocks:
+            block._holds_through_modes = False

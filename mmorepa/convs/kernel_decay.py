@@ -27,7 +27,8 @@ def decays_as_a_kernel(module: nn.Module) -> bool:
 def kernel_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that the kernel of a block, or of a branch, is made of.
 
-    All, the scales included, but those of BatchNorms and the bias.
+    All, the scales included, but those of BatchNorms and the bias; nor the leaf of squeezed mode,
+    which is the kernel itself.
     """
     return [
         parameter
@@ -35,6 +36,7 @@ def kernel_parameters(module: nn.Module) -> list[nn.Parameter]:
         if not isinstance(part, _BatchNorm)
         for name, parameter in part._parameters.items()
         if parameter is not None and name != 'bias'
+        if not (name == 'weight' and isinstance(part, GeneratedConv2d))
     ]
 
 
@@ -58,11 +60,11 @@ def kernel_penalty(block: ReparamConv2d) -> Tensor:
         block (ReparamConv2d): One of :func:`decays_as_a_kernel`.
 
     Returns:
-        Tensor: A scalar with a graph back to :func:`kernel_parameters`. Half of it times the
-        weight decay is the term of the loss.
+        Tensor: A scalar with a graph back to :func:`kernel_parameters`, in squeezed mode to the
+        kernels' leaves. Half of it times the weight decay is the term of the loss.
     """
     if not block.takes_norm:
-        kernel, _ = block.merged()
+        kernel = block.weight if isinstance(block, GeneratedConv2d) else block.merged()[0]
         return kernel.square().sum()
     total = reach = 0
     for branch in block.children():

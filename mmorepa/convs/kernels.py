@@ -167,7 +167,7 @@ def compose_chain(kernels: list[Tensor], groups: int = 1) -> Tensor:
         # An explicit product: cuDNN may run a convolution in TF32, and a kernel has to be exact.
         current = torch.einsum('gok,igkp->igop', rows, _patches(current, groups))
         current = current.reshape(in_width, out_channels, size + 2, size + 2)
-    return current.transpose(0, 1).contiguous()
+    return current.transpose(0, 1)
 
 
 def solve_chain(kernels: list[Tensor], target: Tensor, groups: int = 1) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import kernels
+from .constants import ConstantsMixin
 from .conv2d import conv2d
 from .orepa import OREPAConv2d
 from .reparam import ReparamConv2d, geometry
@@ -28,6 +29,8 @@ MakeNorm = Callable[[int], nn.Module]
 class NormedConv2d(ReparamConv2d):
     """The sum of its branches, which are its children. Subclasses add them.
 
+    ``weight`` and ``bias`` are those of the one convolution that it amounts to in eval mode.
+
     Args:
         norm (Callable, optional): Makes a branch's BatchNorm out of its number of channels. None
             leaves the BatchNorms out; then one belongs behind the block, as behind a convolution
@@ -37,7 +40,7 @@ class NormedConv2d(ReparamConv2d):
     """
 
     options = ('branch_norm',)
-    bias = None
+    computed = ('weight', 'bias')
 
     def __init__(
         self,
@@ -58,6 +61,23 @@ class NormedConv2d(ReparamConv2d):
         )
         self.takes_norm = norm is not None
         self.add_branches(norm, **options)
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, (O, I/g, k, k); see :class:`mmorepa.convs.reparam.ReparamConv2d`."""
+        self.settle()
+        if type(self) is nn.Conv2d:
+            return self._parameters['weight']
+        return self.hand_out(self.merged()[0].to(next(self.parameters()).dtype))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What comes with :attr:`weight`, (O,); None without BatchNorms inside."""
+        self.settle()
+        if type(self) is nn.Conv2d:
+            return self._parameters['bias']
+        bias = self.merged()[1]
+        return bias if bias is None else bias.to(next(self.parameters()).dtype)
 
     def add_branches(self, norm: MakeNorm | None, **options) -> None:
         """Add the branches as children, the one that is a plain convolution first."""
@@ -103,6 +123,9 @@ class NormedConv2d(ReparamConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and normalise: (N, I, H, W) to (N, O, H', W')."""
+        self.settle()
+        if type(self) is nn.Conv2d:
+            return self(x)
         return reduce(torch.add, [branch(x) for branch in self.children()])
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -163,14 +186,33 @@ class NormedConv2d(ReparamConv2d):
 class AbsorbedNorm(nn.Identity):
     """Stands where a BatchNorm was that the block in front of it has taken in.
 
+    To a tool that folds BatchNorms by their tensors it is one that changes nothing.
+
     Args:
         norm (_BatchNorm): What it was.
+        block (NormedConv2d): What stands in front of it.
     """
 
-    def __init__(self, norm: _BatchNorm):
+    eps = 0.0
+
+    def __init__(self, norm: _BatchNorm, block: NormedConv2d):
         super().__init__()
         self.num_features = norm.num_features
         self.make = like(norm)
+        # In a tuple, so that it is no child of this one too.
+        self._block = (block,)
+
+    @property
+    def weight(self) -> Tensor:
+        """Ones, (O,)."""
+        return next(self._block[0].parameters()).detach().new_ones(self.num_features)
+
+    @property
+    def bias(self) -> Tensor:
+        """Zeros, (O,)."""
+        return torch.zeros_like(self.weight)
+
+    running_var, running_mean = weight, bias
 
     def restored(self) -> _BatchNorm:
         """A fresh BatchNorm of the kind that was here."""
@@ -277,13 +319,15 @@ class OREPABranch(ConvBranch):
         return self.norm(self.conv(x))
 
 
-class IdentityBranch(NormedBranch):
+class IdentityBranch(ConstantsMixin, NormedBranch):
     """Nothing but a norm; for blocks that keep the shape, see :func:`keeps_shape`."""
 
     def __init__(self, block: ReparamConv2d, norm: MakeNorm | None):
         super().__init__(block, norm)
-        identity = kernels.grouped_identity(self.in_channels, self.in_channels, self.groups)
-        self.register_buffer('kernel', identity, persistent=False)
+        self.register_constants(torch.empty(0))
+
+    def constants(self) -> dict[str, Tensor]:
+        return dict(kernel=new_identity(self))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x)
@@ -292,7 +336,7 @@ class IdentityBranch(NormedBranch):
         return fold(kernels.centre(self.kernel, self.kernel_size), None, self.norm)
 
 
-class AverageBranch(NormedBranch):
+class AverageBranch(ConstantsMixin, NormedBranch):
     """A 1x1 convolution and a norm, then an average over k x k and a norm.
 
     A depthwise block has the average alone.
@@ -301,12 +345,14 @@ class AverageBranch(NormedBranch):
     def __init__(self, block: ReparamConv2d, norm: MakeNorm | None):
         super().__init__(block, norm)
         self.is_depthwise = block.is_depthwise
-        # Ones rather than their ninths: exact in every dtype that the module may be moved to.
-        size = self.kernel_size
-        self.register_buffer('ones', torch.ones(1, 1, size, size), persistent=False)
+        self.register_constants(torch.empty(0))
         if not self.is_depthwise:
             self.weight = new_weight(self.out_channels, self.in_channels // self.groups, 1, 1)
             self.inner_norm = norm(self.out_channels) if norm else nn.Identity()
+
+    def constants(self) -> dict[str, Tensor]:
+        # Ones rather than their ninths: exact in every dtype.
+        return dict(ones=torch.ones(1, 1, self.kernel_size, self.kernel_size, device='cpu'))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_depthwise:
@@ -334,7 +380,7 @@ class AverageBranch(NormedBranch):
         return fold(kernel, bias, self.norm)
 
 
-class PointwiseKxKBranch(NormedBranch):
+class PointwiseKxKBranch(ConstantsMixin, NormedBranch):
     """A 1x1 convolution and a norm, then a k x k one and a norm.
 
     With as many channels M inside as go in, the 1x1 kernel is a fixed identity plus a learned
@@ -348,19 +394,22 @@ class PointwiseKxKBranch(NormedBranch):
     def __init__(self, block: ReparamConv2d, norm: MakeNorm | None, middle_channels: int):
         super().__init__(block, norm)
         width = self.in_channels // self.groups
-        if middle_channels == self.in_channels:
-            identity = kernels.grouped_identity(middle_channels, self.in_channels, self.groups)
-            self.register_buffer('identity', identity, persistent=False)
-            self.residual = nn.Parameter(torch.zeros_like(identity))
+        self.has_identity = middle_channels == self.in_channels
+        self.register_constants(torch.empty(0))
+        if self.has_identity:
+            self.residual = nn.Parameter(torch.zeros_like(self.identity))
         else:
             self.first = new_weight(middle_channels, width, 1, 1)
         self.inner_norm = norm(middle_channels) if norm else nn.Identity()
         size = self.kernel_size
         self.weight = new_weight(self.out_channels, middle_channels // self.groups, size, size)
 
+    def constants(self) -> dict[str, Tensor]:
+        return dict(identity=new_identity(self)) if self.has_identity else {}
+
     def pointwise(self) -> Tensor:
         """The 1x1 kernel, (M, I/g, 1, 1)."""
-        return self.first if hasattr(self, 'first') else self.identity + self.residual
+        return self.identity + self.residual if self.has_identity else self.first
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.pointwise(), groups=self.groups)
@@ -386,6 +435,12 @@ def keeps_shape(block: ReparamConv2d) -> bool:
         and block.stride == (1, 1)
         and block.padding == block.same_padding
     )
+
+
+def new_identity(branch: NormedBranch) -> Tensor:
+    """The 1x1 kernel that changes nothing, (I, I/g, 1, 1), on the CPU."""
+    with torch.device('cpu'):
+        return kernels.grouped_identity(branch.in_channels, branch.in_channels, branch.groups)
 
 
 def new_weight(*shape: int) -> nn.Parameter:

@@ -19,9 +19,8 @@ from ..errors import UserError
 from . import kernels
 from .branches import BRANCHES, KXK, POINTWISE, Branch
 from .conv2d import conv2d
-from .fused import sum_of_kernels
+from .fast import sum_of_kernels
 from .generated import GeneratedConv2d
-from .matmul import find_dtype
 from .rows import as_rows
 
 Branches = Sequence[str] | Mapping[str, float | None] | None
@@ -38,8 +37,6 @@ class BranchSum(nn.Module):
         branches (Sequence[str] | Mapping[str, float | None], optional): See
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
-        matmul_dtype (str, optional): See :class:`OREPAConv2d`.
-        compile (bool): See :class:`OREPAConv2d`.
     """
 
     def __init__(
@@ -50,13 +47,9 @@ class BranchSum(nn.Module):
         groups: int,
         branches: Branches = None,
         slope: float | None = None,
-        matmul_dtype: str | None = None,
-        compile: bool = False,
     ):
         super().__init__()
         self.kernel_size = kernel_size
-        # The 1x1 block is a product and little else.
-        self.compile_kernel = compile and kernel_size > 1
         is_pointwise = kernel_size == 1
         if slope is None:
             slope = 1.0 if is_pointwise else 0.0
@@ -69,11 +62,8 @@ class BranchSum(nn.Module):
                 groups,
                 slope=slope,
                 scale=scale,
-                matmul_dtype=find_dtype(matmul_dtype),
             )
             self.add_module(name, branch)
-        #: All that the computing depends on, besides the tensors and their dtype.
-        self.geometry = (in_channels, out_channels, kernel_size, groups, matmul_dtype, *scales)
 
     def forward(self) -> Tensor:
         """The kernel, (O, I/g, k, k)."""
@@ -97,7 +87,7 @@ class BranchSum(nn.Module):
             if branch.scale is not None:
                 branch.scale.fill_(1.0 if name == 'original' else 0.0)
             elif name != 'original':
-                kernel = kernel - branch.kernel()
+                kernel = kernel - branch()
         self.original.weight.copy_(as_rows(kernel))
 
     def run(self, x: Tensor, stride, padding, dilation, flip: bool = False) -> Tensor:
@@ -133,8 +123,6 @@ class DeepLinearStem(nn.Sequential):
         branches (Sequence[str] | Mapping[str, float | None], optional): See
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
-        matmul_dtype (str, optional): See :class:`OREPAConv2d`.
-        compile (bool): See :class:`OREPAConv2d`.
     """
 
     def __init__(
@@ -145,8 +133,6 @@ class DeepLinearStem(nn.Sequential):
         groups: int,
         branches: Branches = None,
         slope: float | None = None,
-        matmul_dtype: str | None = None,
-        compile: bool = False,
     ):
         self.groups = groups
         depth = (kernel_size - 1) // 2
@@ -160,8 +146,6 @@ class DeepLinearStem(nn.Sequential):
                     groups,
                     branches,
                     slope,
-                    matmul_dtype,
-                    compile,
                 )
                 for i in range(depth)
             ]
@@ -225,18 +209,12 @@ class OREPAConv2d(GeneratedConv2d):
             scaling layer. All with the paper's initial scales by default.
         slope (float, optional): ``a`` of the ``kaiming_uniform_`` that the parameters start with.
             Defaults to 1 for the 1x1 block and 0 for the others, as in the release.
-        online (bool): True squeezes the branches into one kernel before the convolution. False
-            runs every branch over the feature map, the paper's offline comparison: same result,
-            many times the cost. Defaults to True.
-        matmul_dtype (str, optional): ``'bfloat16'`` computes the matrix products of the 1x1 - k x k
-            branch, and of the two kernels of the 1x1 block, in that precision: half their time
-            where the processor has such arithmetic, for a rounding of the kernel that stays under
-            1e-3 of its largest number. Only in training mode and for float32 parameters:
-            evaluation and conversion are exact. None, the default, rounds nothing.
-        compile (bool): Let ``torch.compile`` make a few loops of what generates the kernel in
-            training: some seconds at the start for each geometry, less time in every step. Where
-            nothing can be compiled, a warning says so and the kernel is generated as without.
-            Defaults to False.
+        mode (str): ``'online'`` squeezes the branches into one kernel before each convolution, with
+            a graph: right under any training loop. ``'squeezed'`` trains on the kernel as a leaf,
+            and leaves the branches to the optimizer's step, see :class:`mmorepa.SqueezedTraining`:
+            same numbers, and the network that runs is the plain one. ``'offline'`` runs every
+            branch over the feature map, the paper's comparison: same result, many times the cost.
+            State dicts are the same in all three. Defaults to ``'online'``.
 
     Raises:
         UserError: As :class:`mmorepa.convs.reparam.ReparamConv2d` has it, and for branches that do
@@ -252,40 +230,23 @@ class OREPAConv2d(GeneratedConv2d):
         'Conv2d'
     """
 
-    options = ('branches', 'slope', 'online', 'matmul_dtype', 'compile')
+    options = ('branches', 'slope', 'mode')
+    modes = ('online', 'squeezed', 'offline')
 
-    def add_kernel(
-        self,
-        branches: Branches = None,
-        slope: float | None = None,
-        online: bool = True,
-        matmul_dtype: str | None = None,
-        compile: bool = False,
-    ) -> None:
-        self.online = online
+    def add_kernel(self, branches: Branches = None, slope: float | None = None) -> None:
         size = self.kernel_size[0]
         shape = DeepLinearStem if size >= 7 else BranchSum
-        self.kernel = shape(
-            self.in_channels,
-            self.out_channels,
-            size,
-            self.groups,
-            branches,
-            slope,
-            matmul_dtype,
-            compile,
-        )
+        self.kernel = shape(self.in_channels, self.out_channels, size, self.groups, branches, slope)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""
-        if self.online:
+        if self.mode != 'offline':
             return super().forward(x)
+        self.settle()
+        if type(self) is nn.Conv2d:
+            return self(x)
         out = self.kernel.run(x, self.stride, self.padding, self.dilation)
         return out if self.bias is None else out + self.bias.reshape(-1, 1, 1)
-
-    def extra_repr(self) -> str:
-        text = super().extra_repr()
-        return text if self.online else text + ', online=False'
 
 
 def choose_branches(shape: Mapping[str, float], branches: Branches) -> dict[str, float | None]:

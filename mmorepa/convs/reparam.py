@@ -15,14 +15,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
 from . import kernels
+from .held import HeldWeight
 from .rows import in_order
 
 
-class ReparamConv2d(nn.Module):
+class ReparamConv2d(nn.Conv2d):
     """A convolution in its training form.
 
-    It has the attributes that code reads on an ``nn.Conv2d``. Subclasses add their parameters,
-    ``forward``, :meth:`merged` and :meth:`imitate`.
+    It is an ``nn.Conv2d`` to whoever reads one: ``weight`` is a tensor with the kernel that the
+    block amounts to now. The kernel follows from other parameters, which are the ones in the state
+    dict, so a write to ``weight`` is never lost in silence:
+
+    - In eval mode an assignment, ``conv.weight = parameter`` or ``conv.weight.data = tensor``, is
+      what tools do that fold a BatchNorm into a convolution. It counts: the object becomes a plain
+      ``nn.Conv2d`` with that weight, as by :meth:`switch_to_deploy`.
+    - After any other write the next use raises an error, which says to squeeze first.
+
+    A write that autograd does not count, ``conv.weight.data.zero_()`` or one through NumPy, cannot
+    be seen.
+
+    Subclasses add their parameters, ``forward``, ``weight``, :meth:`merged` and :meth:`imitate`.
 
     Args:
         in_channels (int): I.
@@ -40,16 +52,14 @@ class ReparamConv2d(nn.Module):
             for; if channels and groups do not divide; for another padding mode.
     """
 
-    transposed = False
-    output_padding = (0, 0)
-    padding_mode = 'zeros'
-
     #: Kernel sizes that the block is made for, as a range.
     sizes = range(1, 1 << 30, 2)
     #: What it can be told besides its geometry.
     options = ()
     #: Whether the BatchNorms are inside, so that none belongs behind the block.
     takes_norm = False
+    #: What follows from the parameters and is none itself.
+    computed = ('weight',)
 
     def __init__(
         self,
@@ -62,7 +72,9 @@ class ReparamConv2d(nn.Module):
         groups: int = 1,
         padding_mode: str = 'zeros',
     ):
-        super().__init__()
+        # Not the constructor of nn.Conv2d, which would make a weight.
+        nn.Module.__init__(self)
+        self.held = HeldWeight()
         name = type(self).__name__
         height, width = pair(kernel_size)
         if height != width or height % 2 == 0 or height < 1:
@@ -92,6 +104,72 @@ class ReparamConv2d(nn.Module):
         self.dilation = pair(dilation)
         self.padding = self._padding(padding)
         self.groups = groups
+        self.transposed = False
+        self.output_padding = (0, 0)
+        self.padding_mode = padding_mode
+        self._reversed_padding_repeated_twice = [p for p in reversed(self.padding) for _ in (0, 1)]
+
+    def reset_parameters(self) -> None:
+        """Give all parameters initial values anew, as after ``to_empty``."""
+        for module in self.modules():
+            if module is not self and hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+        if self._parameters.get('bias') is not None:
+            nn.init.zeros_(self.bias)
+
+    def hand_out(self, tensor: Tensor) -> Tensor:
+        """Note a computed tensor that somebody is given, to see whether it is written to."""
+        self.held.hold(tensor)
+        return tensor
+
+    def settle(self) -> None:
+        """See what became of the weight that was handed out, before anything is done with it.
+
+        Raises:
+            UserError: If it was written to, and the write does not count.
+        """
+        if self.held.is_written:
+            if self.held.is_replaced and not self.training:
+                written = self.held.tensor.detach()
+                _, bias = self.merged()
+                self.become_conv(written, bias)
+            else:
+                raise UserError(self.written_text())
+
+    def written_text(self) -> str:
+        """What is wrong if the weight was written to."""
+        return (
+            f'{self}: its weight follows from the branches, and was written to: turn the model '
+            'into plain convolutions first, with mmorepa.squeeze(model), or write to the branches'
+        )
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As ``nn.Module`` has it, but see the class for what is computed."""
+        if name not in self.computed or param is None:
+            super().register_parameter(name, param)
+        elif self.training:
+            raise UserError(self.written_text())
+        else:
+            kernel, bias = self.merged()
+            self.become_conv(*((param, bias) if name == 'weight' else (kernel, param)))
+
+    def train(self, mode: bool = True):
+        self.settle()
+        # The object may have become an nn.Conv2d.
+        return nn.Module.train(self, mode)
+
+    def _apply(self, *args, **kwargs):
+        self.settle()
+        self.held.drop()
+        return nn.Module._apply(self, *args, **kwargs)
+
+    def _save_to_state_dict(self, *args) -> None:
+        self.settle()
+        nn.Module._save_to_state_dict(self, *args)
+
+    def __reduce_ex__(self, protocol):
+        self.settle()
+        return object.__reduce_ex__(self, protocol)
 
     def _padding(self, padding: int | tuple[int, int] | str) -> tuple[int, int]:
         if padding == 'same':
@@ -167,15 +245,20 @@ class ReparamConv2d(nn.Module):
         Returns:
             nn.Conv2d: This very object.
         """
-        kernel, bias = copy.deepcopy(self).double().merged()
+        self.settle()
+        if type(self) is nn.Conv2d:
+            kernel, bias = self.weight, self.bias
+        else:
+            kernel, bias = copy.deepcopy(self).double().merged()
         if norm is not None:
             kernel, bias = kernels.fold_batch_norm(kernel, bias, norm)
-        return self.become_conv(kernel, bias)
+        return ReparamConv2d.become_conv(self, kernel, bias)
 
     def become_conv(self, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
         """Turn this object into an ``nn.Conv2d`` with these weights, in its own dtype."""
         sample = next(self.parameters())
         trainable = any(p.requires_grad for p in self.parameters())
+        kernel, bias = kernel.detach(), bias if bias is None else bias.detach()
         plain = nn.Conv2d(
             self.in_channels,
             self.out_channels,
@@ -212,6 +295,9 @@ class ReparamConv2d(nn.Module):
         if self.dilation != (1, 1):
             text += f', dilation={self.dilation}'
         return text if self.groups == 1 else f'{text}, groups={self.groups}'
+
+    def __str__(self) -> str:
+        return f'{type(self).__name__}({self.extra_repr()})'
 
 
 def geometry(conv: nn.Conv2d) -> dict:

@@ -92,7 +92,7 @@ def substitute(
             if id(child) in blocks:
                 parent._modules[name] = blocks[id(child)]
     for pair in absorbed:
-        pair.parent._modules[pair.norm_name] = AbsorbedNorm(pair.norm)
+        pair.parent._modules[pair.norm_name] = AbsorbedNorm(pair.norm, pair.conv)
     return len(blocks)
 
 

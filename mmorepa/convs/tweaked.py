@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .constants import ConstantsMixin
 from .conv2d import conv2d
 from .gradient_tweaking import multiplier, tweak
 from .orepa import Branches, OREPAConv2d
 from .reparam import ReparamConv2d, geometry
 
 
-class TweakedOREPAConv2d(ReparamConv2d):
+class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
     """The squeezed form of an OREPA block, trained with gradient tweaking.
 
     It starts where the block would start, with the same random numbers, and its ``weight`` is a
@@ -47,6 +48,7 @@ class TweakedOREPAConv2d(ReparamConv2d):
     """
 
     options = ('branches', 'slope', 'train_scales')
+    computed = ()
 
     def __init__(
         self,
@@ -71,13 +73,17 @@ class TweakedOREPAConv2d(ReparamConv2d):
         with torch.device('cpu'), torch.no_grad():
             block = OREPAConv2d(**geometry(self), bias=False, branches=branches, slope=slope)
             weight = block.squeeze().contiguous()
-            constant = multiplier(block, train_scales).to(weight.dtype)
+            self._multiplier = multiplier(block, train_scales)
         self.weight = nn.Parameter(weight.to(device))
         if bias:
             self.bias = nn.Parameter(torch.zeros(self.out_channels))
         else:
             self.register_parameter('bias', None)
-        self.register_buffer('multiplier', constant.to(device), persistent=False)
+        self.register_constants(self.weight)
+
+    def constants(self) -> dict[str, Tensor]:
+        # Kept: to make it again would draw random numbers.
+        return dict(multiplier=self._multiplier)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options):

@@ -3,7 +3,6 @@
 from mmengine.registry import MODELS
 
 from ..convs import ExpandConv2d, OREPAConv2d, TweakedOREPAConv2d
-from . import safe_globals  # noqa: F401  (for torch to load MMEngine's checkpoints)
 from .accumulated_gradients import AccumulatedGradientsHook
 from .compiling import EagerOptimizerHook
 from .cpu_amp import CPUAmpOptimWrapper
@@ -12,7 +11,9 @@ from .freezing import FreezeStagesHook
 from .kernel_logger_hook import KernelLoggerHook
 from .non_finite import NonFiniteHook
 from .optim_wrapper_constructor import OREPAOptimWrapperConstructor
+from .safe_resume import SafeResumeHook
 from .seeding import IterSeedHook, SeededBatchSampler
+from .squeezed_training import SqueezedTrainingHook
 
 MODELS.register_module(module=OREPAConv2d)
 MODELS.register_module(module=ExpandConv2d)
@@ -27,6 +28,8 @@ __all__ = [
     'KernelLoggerHook',
     'NonFiniteHook',
     'OREPAOptimWrapperConstructor',
+    'SafeResumeHook',
     'SeededBatchSampler',
+    'SqueezedTrainingHook',
     'build_deploy_form',
 ]

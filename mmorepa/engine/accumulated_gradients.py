@@ -6,7 +6,8 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+
+from .squeezed_training import unwrap
 
 #: Their key in a checkpoint.
 KEY = 'accumulated_gradients'
@@ -28,7 +29,7 @@ class AccumulatedGradientsHook(Hook):
             return
         gradients = {
             name: parameter.grad.cpu()
-            for name, parameter in _unwrap(runner.model).named_parameters()
+            for name, parameter in unwrap(runner.model).named_parameters()
             if parameter.grad is not None
         }
         if gradients:
@@ -39,12 +40,14 @@ class AccumulatedGradientsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         # Only where the optimizer goes on too: a mere load_from begins anew.
-        if runner.iter:
-            for name, parameter in _unwrap(runner.model).named_parameters():
-                if name in self._gradients:
-                    parameter.grad = self._gradients[name].to(parameter)
+        if runner.iter and self._gradients:
+            parameters = dict(unwrap(runner.model).named_parameters())
+            if self._gradients.keys() <= parameters.keys():
+                for name, gradient in self._gradients.items():
+                    parameters[name].grad = gradient.to(parameters[name])
+            else:
+                runner.logger.warning(
+                    'the checkpoint has accumulated gradients of another mode of the blocks: '
+                    'this accumulation begins again'
+                )
         self._gradients = {}
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return getattr(model, 'module', model)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import UserError
+from .squeezed_training import squeezed_blocks, unwrap
 
 
 @HOOKS.register_module()
@@ -62,12 +62,14 @@ class FreezeStagesHook(Hook):
         backbone = _backbone(runner)
         backbone.frozen_stages = self.stages if freeze else -1
         backbone.requires_grad_(True)
-        # Sets the stages, their BatchNorms' modes and what is kept of kernels.
+        for block in squeezed_blocks(backbone):
+            block.kernel.requires_grad_(False)
+        # Sets the stages and their BatchNorms' modes.
         backbone._freeze_stages()
         backbone.train()
         self._frozen = freeze
 
 
 def _backbone(runner: Runner):
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap(runner.model)
     return getattr(model, 'backbone', model)

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from ..convs import ReparamConv2d
 from ..convs.kernel_decay import decays_as_a_kernel, kernel_parameters, kernel_penalty
+from ..convs.squeezed import pull_block_back
+from .squeezed_training import squeezed_blocks
 
 #: What the term is called in the log.
 NAME = 'kernel_decay'
@@ -48,11 +50,21 @@ class KernelDecay:
         parameters = [p for p in kernel_parameters(block) if p.grad is not None]
         if not parameters:
             return None
+        own = {id(parameter) for parameter in parameters}
+        squeezed = {}
+        for conv in squeezed_blocks(block):
+            branches = [p for p in conv.kernel.parameters() if id(p) in own]
+            if branches and conv.weight.requires_grad:
+                squeezed[conv] = branches
+        seen = [p for p in parameters if p.requires_grad]
         with torch.enable_grad():
             term = decay / 2 * kernel_penalty(block)
-            gradients = torch.autograd.grad(term, parameters)
-        for parameter, gradient in zip(parameters, gradients):
+            inputs = [*seen, *(conv.weight for conv in squeezed)]
+            gradients = torch.autograd.grad(term, inputs)
+        for parameter, gradient in zip(seen, gradients):
             parameter.grad.add_(gradient)
+        for (conv, branches), gradient in zip(squeezed.items(), gradients[len(seen) :]):
+            pull_block_back(conv, gradient, branches)
         return term.detach().float()
 
 

@@ -9,13 +9,13 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..analysis.branch_kernels import BranchGram, branch_sums, gram_matrix, named_blocks
 from ..errors import UserError
+from .squeezed_training import consolidate, unwrap
 
 
 @HOOKS.register_module()
@@ -31,7 +31,7 @@ class KernelLoggerHook(Hook):
 
     So they are in ``vis_data/scalars.json``, and in TensorBoard and whatever else ``vis_backends``
     names. The parameters that are trained are looked at, not their moving average. The first
-    process does all of it; the others go on.
+    process does all of it, after branches that are shared out have been brought together.
 
     Example::
 
@@ -68,16 +68,14 @@ class KernelLoggerHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Log, if it is time."""
-        if not self.every_n_train_iters(runner, self.interval) or not is_main_process():
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        consolidate(runner)
+        if not is_main_process():
             return
         scalars = kernel_scalars(unwrap(runner.model))
         if scalars:
             runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper, or the model itself."""
-    return model.module if is_model_wrapper(model) else model
 
 
 @torch.no_grad()

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..errors import UserError
 from ..finite import fault_of, first_fault, is_finite, layers
+from .squeezed_training import saves_now, unwrap
 
 _ADVICE = 'lower the learning rate or clip gradients, and go on from the last checkpoint'
 
@@ -48,12 +48,12 @@ class NonFiniteHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Watch the loss of this iteration; a copy of the model in between has no hook."""
         check = partial(self._check_loss, runner)
-        self._handle = _unwrap(runner.model).register_forward_hook(check, with_kwargs=True)
+        self._handle = unwrap(runner.model).register_forward_hook(check, with_kwargs=True)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Look at the weights if a checkpoint is about to be written."""
         self._handle.remove()
-        if any(_saves_now(hook, self, runner) for hook in runner.hooks):
+        if any(saves_now(hook, self, runner) for hook in runner.hooks):
             self._check_weights(runner)
 
     def after_train_epoch(self, runner) -> None:
@@ -96,22 +96,10 @@ def _stop(runner, message: str) -> None:
     raise UserError(message)
 
 
-def _saves_now(hook: Hook, own: NonFiniteHook, runner) -> bool:
-    """Whether a hook writes a checkpoint after this iteration."""
-    return (
-        isinstance(hook, CheckpointHook)
-        and not hook.by_epoch
-        and (
-            own.every_n_train_iters(runner, hook.interval)
-            or (hook.save_last and own.is_last_train_iter(runner))
-        )
-    )
-
-
 def _first_fault(model: nn.Module, statistics: bool) -> str:
     """The first layer that is not finite; of a sharded model, the first parameter."""
     if not _is_sharded(model):
-        return first_fault(_unwrap(model), statistics)
+        return first_fault(unwrap(model), statistics)
     # A process has pieces of the parameters, of which it can generate no kernel.
     faulty = (name for name, piece in model.named_parameters() if not is_finite(piece.detach()))
     return next(faulty, '').replace('_fsdp_wrapped_module.', '')
@@ -119,10 +107,6 @@ def _first_fault(model: nn.Module, statistics: bool) -> str:
 
 def _is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _mean(loss: Tensor | list[Tensor]) -> Tensor:
@@ -138,7 +122,7 @@ def _explain(model: nn.Module, args: tuple, kwargs: dict, losses: list[str]) -> 
         if fault := _first_fault(model, statistics=False):
             return f'first parameter that is not finite is {fault}; {_ADVICE}'
         return 'all parameters of this process are finite; check learning rate, input and targets'
-    watch = Watch(_unwrap(model))
+    watch = Watch(unwrap(model))
     watch.run(args, kwargs)
     if watch.kernel:
         return f'first layer with a kernel that is not finite is {watch.kernel}; {_ADVICE}'

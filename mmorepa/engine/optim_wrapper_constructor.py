@@ -19,6 +19,7 @@ from ..convs.kernel_decay import kernel_parameters
 from ..convs.orepa import DeepLinearStem
 from ..errors import UserError
 from .kernel_decay import KernelDecay, decaying_blocks
+from .squeezed_training import squeeze_step, squeezed_blocks, trained_through_branches
 
 #: MMEngine's keys of ``paramwise_cfg``.
 MMENGINE_KEYS = (
@@ -86,12 +87,17 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimizer of a model, and wrap it."""
+        """Build the optimizer of a model, and wrap it.
+
+        Where blocks are in mode ``'squeezed'``, the wrapper's step is that of
+        :class:`mmorepa.SqueezedTraining`, whatever its ``type``.
+        """
         self._kernel_decays: list[tuple[ReparamConv2d, float]] = []
-        wrapper = super().__call__(model)
+        with trained_through_branches(model):
+            wrapper = super().__call__(model)
         if self._kernel_decays:
             KernelDecay(self._kernel_decays).attach(wrapper.optimizer)
-        return wrapper
+        return squeeze_step(wrapper, model) if squeezed_blocks(model) else wrapper
 
     def _validate_cfg(self) -> None:
         super()._validate_cfg()

@@ -108,7 +108,13 @@ def train(
         resume = cfg.get('load_from') or True
     notes = prepare_resume(cfg, resume) if resume else []
     seed_samples(cfg)
-    add_hooks(cfg, 'IterSeedHook', 'AccumulatedGradientsHook', 'NonFiniteHook')
+    add_hooks(
+        cfg,
+        'IterSeedHook',
+        'AccumulatedGradientsHook',
+        'NonFiniteHook',
+        'SqueezedTrainingHook',
+    )
     if cfg.get('compile'):
         add_hooks(cfg, 'EagerOptimizerHook')
     runner = build_runner(cfg)

@@ -132,7 +132,7 @@ class Toy(BaseModel):
             nn.ReLU(),
             OREPAConv2d(4, 6, 1, bias=False),
             nn.BatchNorm2d(6),
-            OREPAConv2d(6, 6, 3, padding=1, groups=2, bias=False, online=False),
+            OREPAConv2d(6, 6, 3, padding=1, groups=2, bias=False, mode='offline'),
             nn.ReLU(),
             Shared(),
             OREPAConv2d(6, 6, 3, padding=1, bias=False).requires_grad_(False),
@@ -266,7 +266,7 @@ class TestMeasure:
             toy.layers[3].kernel.original.weight
         ]
         assert {type(m) for m in toy.modules() if isinstance(m, OREPAConv2d)} == {OREPAConv2d}
-        assert toy.layers[5].online is False
+        assert toy.layers[5].mode == 'offline'
 
     def test_leaves_the_model_as_it_was_after_an_error(self, toy, batches):
         statistics = toy.layers[4].running_mean.clone()

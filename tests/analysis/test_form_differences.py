@@ -37,7 +37,9 @@ class Net(nn.Module):
         self.bn1 = nn.BatchNorm2d(4)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = block(4, 4, 3, padding=1)
-        self.bn2 = AbsorbedNorm(nn.BatchNorm2d(4)) if block is DBBConv2d else nn.BatchNorm2d(4)
+        self.bn2 = (
+            AbsorbedNorm(nn.BatchNorm2d(4), self.conv2) if block is DBBConv2d else nn.BatchNorm2d(4)
+        )
         self.last = OREPAConv2d(4, 5, 1)
 
     def forward(self, x, mode='tensor'):

@@ -154,11 +154,11 @@ class ResNetContract:
         assert shapes(self.build(depth=18, reparam=None)) == shapes(self.plain(depth=18))
 
     def test_options_reach_every_block(self):
-        reparam = dict(type='OREPA', branches=['original'], online=False)
+        reparam = dict(type='OREPA', branches=['original'], mode='offline')
         model = self.build(depth=50, reparam=reparam)
         blocks = [m for m in model.modules() if isinstance(m, OREPAConv2d)]
         assert blocks
-        assert not any(block.online for block in blocks)
+        assert {block.mode for block in blocks} == {'offline'}
         assert list(dict(blocks[-1].kernel.named_children())) == ['original']
 
     def test_other_convolutions_stay(self):

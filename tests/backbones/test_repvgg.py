@@ -141,9 +141,9 @@ def test_identities_are_where_the_shape_is_kept():
 
 
 def test_options_reach_every_block():
-    model = build(dict(type='OREPA', branches=['original', 'prior'], online=False))
+    model = build(dict(type='OREPA', branches=['original', 'prior'], mode='offline'))
     for conv in convs_of(model):
-        assert not conv.original.conv.online
+        assert conv.original.conv.mode == 'offline'
         assert list(conv.original.conv.kernel._modules) == ['original', 'prior']
 
 

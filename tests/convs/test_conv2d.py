@@ -22,8 +22,8 @@ import torch
 from mmorepa.convs import OREPAConv2d, RepVGGConv2d, TweakedOREPAConv2d
 
 MADE = {{
-    'offline, 1x1': lambda: OREPAConv2d(3, 8, 1, stride=2, online=False),
-    'offline, 3x3': lambda: OREPAConv2d(3, 8, 3, stride=2, padding=1, online=False),
+    'offline, 1x1': lambda: OREPAConv2d(3, 8, 1, stride=2, mode='offline'),
+    'offline, 3x3': lambda: OREPAConv2d(3, 8, 3, stride=2, padding=1, mode='offline'),
     'online': lambda: OREPAConv2d(3, 8, 1, stride=2),
     'tweaked': lambda: TweakedOREPAConv2d(3, 8, 1, stride=2),
     'with norms inside': lambda: RepVGGConv2d(3, 8, 3, stride=2, padding=1),

@@ -207,11 +207,14 @@ def test_timm_reparameterizes_our_models(wrapped):
     torch.testing.assert_close(run(converted, x), run(model, x), rtol=FLOAT32, atol=FLOAT32)
 
 
-def test_mmcv_fusion_leaves_an_unconverted_model_right():
+def test_mmcv_fusion_gets_what_it_wants():
+    """It reads the weight, and assigns the folded one: such a block is a plain convolution."""
     model = network()
     fused = fuse_conv_bn(copy.deepcopy(model))
     assert verify(model, fused, torch.randn(1, 3, 16, 16)).within(FLOAT32)
-    assert kinds(fused, OREPAConv2d) == 4
+    assert kinds(model, OREPAConv2d) == 4
+    # The one without a BatchNorm behind it.
+    assert kinds(fused, OREPAConv2d) == 1
 
 
 def test_mmcv_efficient_evaluation_reads_the_generated_kernel():

@@ -9,11 +9,11 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from mmorepa.convs import OREPAConv2d, TweakedOREPAConv2d, reparameterize, squeeze
-from mmorepa.convs.fused import by_reference
 from mmorepa.convs.gradient_tweaking import compose, multiplier, tweak
 from mmorepa.convs.kernels import compose_chain
 from mmorepa.errors import UserError
 
+ROUNDING = 1e-6  # of a cosine, float32
 EXACT = 1e-10  # relative, float64, several steps
 ROUNDING = 1e-5  # relative, float32
 BFLOAT16 = 0.02  # relative, products of bfloat16 in another order
@@ -84,8 +84,7 @@ def measured(make, train_scales):
     for _ in range(BLOCKS):
         kernel = make().kernel
         parameters = {name: p.detach() for name, p in kernel.named_parameters()}
-        with by_reference():
-            jacobian = jacrev(partial(functional_call, kernel), 0)(parameters, ())
+        jacobian = jacrev(partial(functional_call, kernel), 0)(parameters, ())
         for name, part in jacobian.items():
             if train_scales or not name.endswith('scale'):
                 part = part.flatten(4).flatten(2, 3)
@@ -187,7 +186,7 @@ def test_a_first_step_of_all_branches(shape, nearer):
     tweaked = tweak(grad, multiplier(block).float())
     plain = cosine(step, grad)
     # In expectation alone: what the block's own values add goes across channels.
-    assert cosine(step, tweaked) >= max(plain + nearer, 0.7)
+    assert cosine(step, tweaked) >= max(plain + nearer - ROUNDING, 0.7)
     assert 0.6 < (tweaked.norm() / step.norm()).item() < 1.1
 
 

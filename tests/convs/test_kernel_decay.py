@@ -13,9 +13,8 @@ from mmorepa.convs import (
     RepVGGConv2d,
     TweakedOREPAConv2d,
 )
-from mmorepa.convs.fused import by_reference
 from mmorepa.convs.kernel_decay import decays_as_a_kernel, kernel_parameters, kernel_penalty
-from support import make_trained_like
+from support import by_the_formula, make_trained_like
 
 EXACT = 1e-10  # relative, float64
 
@@ -107,7 +106,7 @@ def test_value_and_gradient_are_those_of_the_formula(block, formula):
     parameters = kernel_parameters(block)
     found = kernel_penalty(block)
     gradients = torch.autograd.grad(found, parameters, retain_graph=True)
-    with by_reference():
+    with by_the_formula():
         expected = formula(block)
         wanted = torch.autograd.grad(expected, parameters)
     assert found.item() == pytest.approx(expected.item(), rel=EXACT)

@@ -119,7 +119,7 @@ class TestWhatIsNamed:
             'is not (loss); check learning rate, input and targets'
         )
 
-    @pytest.mark.parametrize('reparam', [None, 'DBB', dict(type='OREPA', online=False)], ids=str)
+    @pytest.mark.parametrize('reparam', [None, 'DBB', dict(type='OREPA', mode='offline')], ids=str)
     def test_other_blocks_and_the_plain_network(self, reparam, tmp_path):
         name = {None: 'weight', 'DBB': 'original.weight'}.get(
             reparam if isinstance(reparam, (str, type(None))) else 0, 'kernel.average.scale'

@@ -1,3 +1,3 @@
 _base_ = ['../orepa-resnet18_4xb64-120e_in1k.py']
 
-model = dict(backbone=dict(reparam=dict(type='OREPA', online=False)))
+model = dict(backbone=dict(reparam=dict(type='OREPA', mode='offline')))

@@ -1,19 +1,22 @@
-"""What MMEngine puts into checkpoints besides tensors and plain values, made known to torch.
+"""What MMEngine puts into checkpoints besides tensors and plain values, allowed while one loads.
 
-torch 2.6 and newer unpickle nothing else unless told so, and MMEngine's ``resume`` stops there
-(open-mmlab/mmengine#1655). Importing this module allows by name
+With ``weights_only=True``, the default since torch 2.6, torch unpickles nothing else unless told
+so, and MMEngine's ``resume`` stops there (open-mmlab/mmengine#1655). Allowed by name are
 
 - ``HistoryBuffer``, which keeps what was logged, and the four averages it refers to,
 - NumPy's arrays, numbers and their dtypes, under the module names of both NumPy 1 and 2,
 - ``ConfigDict``, as it may stand in a dataset's ``metainfo``.
 
-All of them hold values; none runs code of the file's.
+All of them hold values; none runs code of the file's. torch's list is the process's: importing
+this module leaves it alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -56,4 +59,19 @@ SAFE_GLOBALS = [
     ),
 ]
 
-torch.serialization.add_safe_globals(SAFE_GLOBALS)
+_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def safe_globals() -> Iterator[None]:
+    """In the block ``torch.load(..., weights_only=True)`` takes the names above, and not after it.
+
+    What the user has allowed stays allowed. Threads enter one after the other; a thread must not
+    enter twice.
+    """
+    # One thread's end would take the names away from another that still loads.
+    with _LOCK:
+        # torch takes away at the end all that it was given, the user's own, too.
+        allowed = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([it for it in SAFE_GLOBALS if it not in allowed]):
+            yield

@@ -1,4 +1,4 @@
-"""The fused sum of branches against the plain statement of it."""
+"""The fast sum of branches against the formula."""
 
 import itertools
 
@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from mmorepa import OREPAConv2d
 from mmorepa.convs.branches import KXK, POINTWISE
-from mmorepa.convs.fused import by_reference
-from support import kernel_and_gradients, make_trained_like
+from support import by_the_formula, kernel_and_gradients, make_trained_like
 
 FLOAT64 = 1e-12  # relative, kernels and gradients
 FLOAT32 = 1e-5
@@ -27,7 +26,7 @@ def subsets(names):
 
 def assert_equal(conv, gradient, tolerance=FLOAT64):
     kernel, gradients = kernel_and_gradients(conv, gradient)
-    with by_reference():
+    with by_the_formula():
         expected, expected_gradients = kernel_and_gradients(conv, gradient)
     assert relative(kernel, expected) < tolerance
     names = [name for name, _ in conv.kernel.named_parameters()]
@@ -70,7 +69,7 @@ def test_for_every_subset_of_branches(size, names, scales):
 
 def test_in_parts(monkeypatch):
     """As blocks are gone over that are too large for a cache."""
-    monkeypatch.setattr('mmorepa.convs.rows.CACHED', 100)
+    monkeypatch.setattr('mmorepa.convs.fast.CACHED', 100)
     torch.manual_seed(0)
     conv = make_trained_like(OREPAConv2d(6, 70, 3, groups=2)).double()
     assert_equal(conv, torch.randn(70, 3, 3, 3, dtype=torch.float64))
@@ -79,8 +78,7 @@ def test_in_parts(monkeypatch):
 @pytest.mark.parametrize('groups', [1, 2])
 def test_as_on_other_devices(monkeypatch, groups):
     """Where few large operations are better than many small ones."""
-    for module in ('rows', 'branches'):
-        monkeypatch.setattr(f'mmorepa.convs.{module}.goes_in_passes', lambda rows: False)
+    monkeypatch.setattr('mmorepa.convs.fast.goes_in_passes', lambda rows: False)
     torch.manual_seed(0)
     conv = make_trained_like(OREPAConv2d(6, 8, 3, groups=groups)).double()
     assert_equal(conv, torch.randn(8, 6 // groups, 3, 3, dtype=torch.float64))
@@ -116,10 +114,9 @@ def test_under_autocast():
     assert all(torch.equal(a, b) for a, b in zip(gradients, wanted))
 
 
-@pytest.mark.parametrize('compile', [False, True])
-def test_frozen_parameters_get_no_gradient(compile):
+def test_frozen_parameters_get_no_gradient():
     torch.manual_seed(0)
-    conv = make_trained_like(OREPAConv2d(6, 8, 3, compile=compile))
+    conv = make_trained_like(OREPAConv2d(6, 8, 3))
     conv.kernel.separable.requires_grad_(False)
     conv.kernel.average.scale.requires_grad_(False)
     conv.squeeze().square().sum().backward()

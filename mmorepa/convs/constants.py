@@ -1,0 +1,33 @@
+"""Constant tensors of a module: they follow from its arguments and are in no state dict."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ConstantsMixin:
+    """Holds constants as non-persistent buffers, and makes them anew wherever a module moves.
+
+    So they are right after ``to_empty`` and a strict ``load_state_dict`` of a module that was built
+    on the meta device, and exact after a change of dtype back and forth. Goes before ``nn.Module``
+    in the bases; a subclass calls :meth:`register_constants` at the end of its constructor.
+    """
+
+    def constants(self) -> dict[str, Tensor]:
+        """The constants by name, on the CPU."""
+        raise NotImplementedError
+
+    def register_constants(self, like: Tensor) -> None:
+        """Register the constants as buffers.
+
+        Args:
+            like (Tensor): Has their dtype and device.
+        """
+        for name, constant in self.constants().items():
+            self.register_buffer(name, constant.to(like), persistent=False)
+
+    def _apply(self, *args, **kwargs) -> nn.Module:
+        super()._apply(*args, **kwargs)
+        for name, constant in self.constants().items():
+            self._buffers[name] = constant.to(self._buffers[name])
+        return self

@@ -1,0 +1,189 @@
+"""Squeezed training in MMEngine: an optimizer wrapper's step, and sharing the blocks out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+from ..convs import SqueezedTraining
+from ..convs.generated import GeneratedConv2d
+from ..errors import UserError
+
+
+class SqueezedStepMixin:
+    """Goes before a class of optimizer wrappers: its step is that of squeezed training.
+
+    Gradients are pulled back before they are unscaled and clipped, and kernels are generated after
+    the optimizer's step, skipped or not.
+
+    Attributes:
+        training (SqueezedTraining): What does so.
+    """
+
+    training: SqueezedTraining
+
+    def step(self, **kwargs) -> None:
+        """Pull gradients back; the wrapper's own step; generate the kernels."""
+        self.training.pull_back()
+        super().step(**kwargs)
+        self.training.generate()
+
+    def zero_grad(self, **kwargs) -> None:
+        """Drop all gradients, those of kernels too."""
+        self.training.zero_grad(**kwargs)
+
+    def _clip_grad(self) -> None:
+        # MMEngine's own leaves out what does not require grad, as the branches do.
+        if self.clip_func is nn.utils.clip_grad_norm_:
+            norm = self.training.clip_grad_norm_(**self.clip_grad_kwargs)
+        else:
+            parameters = [p for group in self.param_groups for p in group['params']]
+            parameters = [p for p in parameters if p.grad is not None]
+            norm = self.clip_func(parameters, **self.clip_grad_kwargs)
+        if norm is not None:
+            self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))
+
+    def shard(self) -> None:
+        """Share the blocks out among the processes, see :class:`mmorepa.SqueezedTraining`."""
+        self.training.shard = True
+        if isinstance(self, AmpOptimWrapper):
+            # One process must not step what another one leaves out.
+            before = self.loss_scaler
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+            self.loss_scaler = ShardedGradScaler(device, enabled=before.is_enabled())
+            self.loss_scaler.load_state_dict(before.state_dict())
+
+
+def squeezed_blocks(model: nn.Module) -> list[GeneratedConv2d]:
+    """The blocks of a model in mode ``'squeezed'``."""
+    blocks = [module for module in model.modules() if isinstance(module, GeneratedConv2d)]
+    return [block for block in blocks if block.mode == 'squeezed']
+
+
+@contextlib.contextmanager
+def trained_through_branches(model: nn.Module) -> Iterator[None]:
+    """Let the branches of squeezed blocks require grad, not the kernels, as an optimizer sees it.
+
+    So rules for parameters treat them as in online mode.
+    """
+    blocks = {block: block.weight.requires_grad for block in squeezed_blocks(model)}
+    for block, trained in blocks.items():
+        block.kernel.requires_grad_(trained)
+        block.weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for block, trained in blocks.items():
+            block.kernel.requires_grad_(False)
+            block.weight.requires_grad_(trained)
+
+
+def squeeze_step(wrapper: OptimWrapper, model: nn.Module) -> OptimWrapper:
+    """Let an optimizer wrapper train a model whose blocks are in mode ``'squeezed'``.
+
+    Args:
+        wrapper (OptimWrapper): Of any class; it becomes one of a subclass.
+        model (nn.Module): What the Runner has, wrapped or not.
+
+    Raises:
+        UserError: If parameters are spread over the processes (FSDP).
+    """
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise UserError(
+            "mode='squeezed' does not go with FSDP, which spreads parameters over the processes: "
+            "use mode='online'"
+        )
+    kind = type(wrapper)
+    wrapper.__class__ = type(f'Squeezed{kind.__name__}', (SqueezedStepMixin, kind), {})
+    wrapper.training = SqueezedTraining(model, wrapper.optimizer, shard=False)
+    return wrapper
+
+
+@HOOKS.register_module()
+class SqueezedTrainingHook(Hook):
+    """Shares the branches out among the processes, and brings them together for checkpoints.
+
+    It does nothing in a single process, and where no block is in mode ``'squeezed'``. Without it
+    every process steps all branches, which is right and takes longer.
+
+    Branches are brought up to date in all processes before a checkpoint is written, before each
+    validation and after training, those of a moving average too. The checkpoint is that of a
+    training that was not shared out.
+
+    Args:
+        shard (bool): False lets every process step all branches. Defaults to True.
+    """
+
+    # After the moving average is updated, before the checkpoint is written.
+    priority = 'BELOW_NORMAL'
+
+    def __init__(self, shard: bool = True):
+        self.shard = shard
+
+    def before_train(self, runner) -> None:
+        """Begin to share out."""
+        training = training_of(runner)
+        if self.shard and training is not None and get_world_size() > 1:
+            runner.optim_wrapper.shard()
+            own, total = len(training.own_blocks), len(training.blocks)
+            runner.logger.info(f'squeezed training: this process steps {own} of {total} blocks')
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Bring branches together if a checkpoint is about to be written."""
+        if any(saves_now(hook, self, runner) for hook in runner.hooks):
+            consolidate(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        """Bring branches together."""
+        consolidate(runner)
+
+    def before_val(self, runner) -> None:
+        """Bring branches together."""
+        consolidate(runner)
+
+    def after_train(self, runner) -> None:
+        """Bring branches together."""
+        consolidate(runner)
+
+
+def training_of(runner) -> SqueezedTraining | None:
+    """The squeezed training of a Runner, if it does that."""
+    return getattr(getattr(runner, 'optim_wrapper', None), 'training', None)
+
+
+def consolidate(runner) -> None:
+    """Bring the branches of a Runner's model, and of its moving averages, up to date.
+
+    All processes call it. Where nothing is shared out, nothing is done.
+    """
+    training = training_of(runner)
+    if training is not None:
+        averages = [getattr(hook, 'ema_model', None) for hook in runner.hooks]
+        training.consolidate(*(average.module for average in averages if average is not None))
+
+
+def saves_now(hook: Hook, own: Hook, runner) -> bool:
+    """Whether a hook writes a checkpoint after this iteration; ``own`` is the one that asks."""
+    return (
+        isinstance(hook, CheckpointHook)
+        and not hook.by_epoch
+        and (
+            own.every_n_train_iters(runner, hook.interval)
+            or (hook.save_last and own.is_last_train_iter(runner))
+        )
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a distributed wrapper, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
