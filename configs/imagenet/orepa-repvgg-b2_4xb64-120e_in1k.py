@@ -1,3 +1,3 @@
 _base_ = ['./plain-repvgg-b2_4xb64-120e_in1k.py']
 
-model = dict(backbone=dict(reparam='OREPA'))
+model = dict(backbone=dict(reparam=dict(_delete_=True, type='OREPA', mode='squeezed')))

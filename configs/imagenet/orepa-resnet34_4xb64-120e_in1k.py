@@ -1,3 +1,3 @@
 _base_ = ['./resnet34_4xb64-120e_in1k.py']
 
-model = dict(backbone=dict(type='OREPAResNet'))
+model = dict(backbone=dict(type='OREPAResNet', reparam=dict(type='OREPA', mode='squeezed')))

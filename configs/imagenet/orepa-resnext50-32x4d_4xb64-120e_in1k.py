@@ -1,3 +1,3 @@
 _base_ = ['./resnext50-32x4d_4xb64-120e_in1k.py']
 
-model = dict(backbone=dict(type='OREPAResNeXt'))
+model = dict(backbone=dict(type='OREPAResNeXt', reparam=dict(type='OREPA', mode='squeezed')))

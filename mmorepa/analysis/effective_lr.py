@@ -213,10 +213,10 @@ def kernel_gradients(model: nn.Module, batch) -> dict[str, Tensor]:
         loss, _ = model.parse_losses(losses)
         # Not autograd.grad, which checkpointed blocks (with_cp) refuse.
         loss.backward()
-    return {
-        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-        for name, leaf in leaves.items()
-    }
+        return {
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            for name, leaf in leaves.items()
+        }
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         """
         self.refuse_behind()
         sample = self._sample()
-        with torch.autocast(sample.device.type, enabled=False):
+        with without_autocast(sample.device):
             if sample.dtype in (torch.float16, torch.bfloat16):
                 tensors = dict(self.kernel.named_parameters()) | dict(self.kernel.named_buffers())
                 wide = {name: tensor.float() for name, tensor in tensors.items()}
@@ -351,6 +351,13 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
 TRAINING_ADVICE = (
     "train it with mmorepa.SqueezedTraining, or OREPAOptimWrapperConstructor, or in mode='online'"
 )
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """A context without autocast, on any device."""
+    if device.type == 'meta':  # which has none
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def tensors_in(kernel: nn.Module) -> Iterator[Tensor]:

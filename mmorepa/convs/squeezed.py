@@ -325,7 +325,8 @@ class SqueezedTraining:
     def _is_grouped(self) -> bool:
         if self.grouped is not None:
             return self.grouped
-        return next(iter(self.blocks.values())).weight.device.type != 'cpu'
+        leaf = next(iter(self.blocks.values()))._parameters['weight']
+        return leaf.device.type != 'cpu'
 
     @property
     def _turns(self) -> dict[str, tuple[int, int]]:

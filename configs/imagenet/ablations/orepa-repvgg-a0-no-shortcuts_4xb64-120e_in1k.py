@@ -1,3 +1,5 @@
 _base_ = ['../orepa-repvgg-a0_4xb64-120e_in1k.py']
 
-model = dict(backbone=dict(reparam=dict(_delete_=True, type='OREPA', shortcuts=False)))
+model = dict(
+    backbone=dict(reparam=dict(_delete_=True, type='OREPA', mode='squeezed', shortcuts=False))
+)
