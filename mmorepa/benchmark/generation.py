@@ -66,29 +66,23 @@ def watched(
     Args:
         network (nn.Module): See there.
         begin (Callable[[], None]): Called before a kernel is made.
-        end (Callable[[Tensor], None]): Called with the kernel when it is made, and again with what
-            is convolved with, which may be a copy in another memory format.
+        end (Callable[[Tensor], None]): Called with the kernel when it is made, in the memory
+            format in which it is convolved with.
     """
     replaced = []
 
-    def replace(module: nn.Module, method: str, by: Callable) -> None:
-        setattr(module, method, partial(by, getattr(module, method)))
-        replaced.append((module, method))
-
-    def make(original):
+    def make(original, *args):
         begin()
-        kernel = original()
+        kernel = original(*args)
         end(kernel)
         return kernel
 
-    def convolve(original, x, weight, bias):
-        end(weight)
-        return original(x, weight, bias)
-
     for generator in generators(network):
-        replace(generator.module, generator.method, make)
-        if isinstance(generator.module, GeneratedConv2d):
-            replace(generator.module, '_conv_forward', convolve)
+        module, method = generator.module, generator.method
+        if isinstance(module, GeneratedConv2d):
+            method = '_kernel_in'  # which squeezes, and puts in order
+        setattr(module, method, partial(make, getattr(module, method)))
+        replaced.append((module, method))
     try:
         yield
     finally:
