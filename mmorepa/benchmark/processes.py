@@ -60,7 +60,7 @@ def measure(
         list[Measured]: The subjects, with ``seconds`` of their steps, and what was ``sent``.
 
     Raises:
-        RuntimeError: If a process fails; the others are ended.
+        RuntimeError: If a step fails in a process; all are ended.
     """
     with TemporaryDirectory() as folder:
         arguments = (folder, threads, case, repeats, warm_up, released_path)
@@ -119,8 +119,8 @@ def _measure(case, repeats, warm_up, released_path) -> list[Measured]:
             measured[name].record(what, seconds)
 
     def fail(name: str, reason: str) -> None:
-        measured[name].failures['train'] = reason
-        del steps[name]
+        # Another process may be waiting for this one in the middle of a step.
+        raise RuntimeError(f'{name}: {reason}')
 
     actions = {name: Together(step) for name, step in steps.items()}
     run_in_turn(actions, repeats, warm_up, record, fail)

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..analysis.measured_run import git_commit, machine
 from ..convs import OREPAConv2d, switch_to_deploy
+from ..convs.generated import GeneratedConv2d
 from ..errors import UserError
 from ..version import __version__
 from . import memory, processes, released
@@ -277,8 +278,14 @@ def totals(steps: Sequence[CountedStep]) -> dict[str, int]:
 
 
 def trainable(network: nn.Module) -> int:
-    """The number of parameters that are trained."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+    """The number of parameters that are trained: in squeezed training the branches', not leaves."""
+    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    for module in network.modules():
+        if isinstance(module, GeneratedConv2d) and module.mode == 'squeezed':
+            leaf = module.weight
+            if leaf.requires_grad:
+                count += sum(p.numel() for p in module.kernel.parameters()) - leaf.numel()
+    return count
 
 
 def use_device(device: str) -> None:

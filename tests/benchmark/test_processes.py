@@ -6,15 +6,19 @@ import torch
 from mmorepa.benchmark import processes
 from mmorepa.benchmark.plan import NetworkCase, Setup
 from mmorepa.benchmark.subjects import Subject, build, parse
+from mmorepa.convs import OREPAConv2d
 from mmorepa.errors import UserError
 
-FLOAT = 4
 BAD = Subject('bad', dict(type='OREPA', branches=['nothing']))
 
 
 def case(*subjects, **kwargs):
     condition = dict(network='resnet18', batch=2, size=32, width=0.125, processes=2)
     return NetworkCase(subjects, **{**condition, **kwargs})
+
+
+def size_of(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def test_side_by_side():
@@ -32,18 +36,16 @@ def test_side_by_side():
         assert set(subject.seconds) == parts
         assert all(len(samples) == 2 for samples in subject.seconds.values())
 
-    # Gradients once a step, though it has two micro-batches; buffers in every forward pass.
-    plain = build(parse('none'), 'resnet18', 0.125)
-    gradients = FLOAT * sum(p.numel() for p in plain.parameters())
-    assert found['none'].sent['allreduce'] == gradients
-    buffers = sum(b.numel() * b.element_size() for b in plain.buffers())
-    assert found['none'].sent['broadcast'] in (buffers, 2 * buffers)
-    branches = FLOAT * sum(p.numel() for p in build(parse('OREPA'), 'resnet18', 0.125).parameters())
-    assert found['OREPA'].sent['allreduce'] == branches
-    # The gradients of the plain network, and kernels if need be.
-    squeezed, shared = (found[name].sent for name in names[2:])
-    assert squeezed['allreduce'] == shared['allreduce'] == gradients
-    assert sum(shared.values()) > sum(squeezed.values())
+    # Once a step, though it has two micro-batches: gradients, and DDP's buffers.
+    plain, online, squeezed = (build(parse(name), 'resnet18', 0.125) for name in names[:3])
+    sent = [found[name].sent for name in names]
+    gradients = size_of(plain.parameters())
+    assert sent[0] == dict(allreduce=gradients, broadcast=size_of(plain.buffers()))
+    buffers = size_of(online.buffers())
+    assert sent[1] == dict(allreduce=size_of(online.parameters()), broadcast=buffers)
+    assert sent[2] == dict(allreduce=gradients, broadcast=buffers)
+    kernels = size_of(m.weight for m in squeezed.modules() if isinstance(m, OREPAConv2d))
+    assert sent[3] == dict(allreduce=gradients, broadcast=buffers + kernels)
 
 
 def test_a_process_that_fails():
