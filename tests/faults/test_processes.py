@@ -14,7 +14,11 @@ from mmorepa.engine.run import train
 
 STEP = 1e-4  # relative, of the largest change in four steps; float32 sums in another order
 
-FSDP = dict(runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy', state_dict_cfg='full'))
+FSDP = {
+    'runner_type': 'FlexibleRunner',
+    'strategy': dict(type='FSDPStrategy', state_dict_cfg='full'),
+    'model.backbone.reparam': 'OREPA',
+}
 
 
 def launched(rank, cfg, port, resume=False):
@@ -53,7 +57,8 @@ def test_sharded_training_is_the_replicated_one(config, trained, folder):
     """Kernels are generated from parameters that FSDP keeps as pieces of one long vector."""
     ddp, fsdp = (checkpoint['state_dict'] for checkpoint in trained)
     start = load(folder / 'ddp' / 'epoch_1.pth')['state_dict']
-    names = [name for name, _ in build_model(config('unused')).named_parameters()]
+    online = {'model.backbone.reparam': 'OREPA'}
+    names = [name for name, _ in build_model(config('unused', **online)).named_parameters()]
     assert list(ddp) == list(fsdp)
     for name in names:
         assert ddp[name].shape == fsdp[name].shape, name
