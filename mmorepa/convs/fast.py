@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 
 from . import branches
 from .branches import SEPARABLE_MULTIPLIER, Branch
+from .precision import without_autocast
 from .rows import as_kernel
 
 #: How many numbers of a kernel a core's cache holds, with those that go into it.
@@ -90,7 +91,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
         # A backward pass may run under autocast; kernels keep their precision all the same.
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device):
             if torch.is_grad_enabled():
                 return None, None, *_differentiable(ctx.block, ctx.names, tensors, wanted, grad)
             found = [torch.empty_like(t) if wants else None for t, wants in zip(tensors, wanted)]
