@@ -262,16 +262,16 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
             return self._kernel_in(memory_format)
         # A fused optimizer may be about to step, or have stepped, parameters that have a gradient.
         may_be_stepped = any(tensor.grad is not None for tensor in tensors_in(self.kernel))
-        if self.held.is_fresh and not may_be_stepped and memory_format in (None, self._held_format):
-            return self.held.tensor
+        held = self.held
+        if held.is_fresh and not may_be_stepped and memory_format in (None, held.memory_format):
+            return held.tensor
         # No inference tensor, even if asked for under inference_mode: a later backward pass to the
         # input may need it.
         with torch.inference_mode(False), torch.no_grad():
             kernel = self._kernel_in(memory_format)
         if may_be_stepped or (trained and (self.training or self._gave_gradients)):
             return kernel
-        self.held.hold(kernel, Snapshot.of(self.kernel))
-        self._held_format = memory_format or torch.contiguous_format
+        held.hold(kernel, Snapshot.of(self.kernel), memory_format or torch.contiguous_format)
         return kernel
 
     def _kernel_in(self, memory_format: torch.memory_format | None) -> Tensor:
