@@ -173,7 +173,8 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
             return self._parameters['weight']
         if self._mode == 'squeezed':
             return self._leaf()
-        weight = self._present_weight(None)
+        # Not in the format of the last image: tools begin with `weight.view(out_channels, -1)`.
+        weight = self._present_weight(torch.contiguous_format)
         return weight if weight is self.held.tensor else self.hand_out(weight)
 
     @weight.setter
@@ -227,7 +228,8 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         if self._mode == 'squeezed' and self.training:
             return (
                 f'{self}: its kernel was written to, perhaps by an optimizer that does not know '
-                f'of the branches: {TRAINING_ADVICE}'
+                f'of the branches: {TRAINING_ADVICE}; or turn the model into plain convolutions '
+                'first, with mmorepa.squeeze(model)'
             )
         return super().written_text()
 
@@ -253,28 +255,36 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         leaf.requires_grad_(True).register_post_accumulate_grad_hook(note)
         leaf.requires_grad_(trained)
 
-    def _present_weight(self, memory_format: torch.memory_format | None) -> Tensor:
-        """The kernel outside of squeezed mode, in a memory format, or in any."""
-        trained = not self._is_frozen()
-        if torch.is_grad_enabled() and trained:
-            # A step may follow that no version counter shows, as a fused optimizer's.
-            self._gave_gradients = True
+    def gives_gradients(self) -> bool:
+        """Whether a graph back to the parameters is wanted, outside of squeezed mode."""
+        if not torch.is_grad_enabled() or self._is_frozen():
+            return False
+        # A step may follow that no version counter shows, as a fused optimizer's.
+        self._gave_gradients = True
+        self.held.outdate()
+        return True
+
+    def _present_weight(self, memory_format: torch.memory_format) -> Tensor:
+        """The kernel outside of squeezed mode, in a memory format."""
+        if self.gives_gradients():
             return self._kernel_in(memory_format)
         # A fused optimizer may be about to step, or have stepped, parameters that have a gradient.
         may_be_stepped = any(tensor.grad is not None for tensor in tensors_in(self.kernel))
         held = self.held
-        if held.is_fresh and not may_be_stepped and memory_format in (None, held.memory_format):
+        if held.is_fresh and not may_be_stepped and memory_format == held.memory_format:
             return held.tensor
         # No inference tensor, even if asked for under inference_mode: a later backward pass to the
         # input may need it.
         with torch.inference_mode(False), torch.no_grad():
             kernel = self._kernel_in(memory_format)
-        if may_be_stepped or (trained and (self.training or self._gave_gradients)):
+        if may_be_stepped:
             return kernel
-        held.hold(kernel, Snapshot.of(self.kernel), memory_format or torch.contiguous_format)
+        if (self.training or self._gave_gradients) and not self._is_frozen():
+            return kernel
+        held.hold(kernel, Snapshot.of(self.kernel), memory_format)
         return kernel
 
-    def _kernel_in(self, memory_format: torch.memory_format | None) -> Tensor:
+    def _kernel_in(self, memory_format: torch.memory_format) -> Tensor:
         kernel = self.squeeze().to(self._sample().dtype)
         if memory_format == torch.channels_last:
             return kernel.contiguous(memory_format=memory_format)

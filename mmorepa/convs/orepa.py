@@ -19,7 +19,7 @@ from ..errors import UserError
 from . import kernels
 from .branches import BRANCHES, KXK, POINTWISE, Branch
 from .conv2d import conv2d
-from .fast import sum_of_kernels
+from .fast import is_traced, sum_of_kernels
 from .generated import GeneratedConv2d
 from .rows import as_rows
 
@@ -245,6 +245,8 @@ class OREPAConv2d(GeneratedConv2d):
         self.settle()
         if type(self) is nn.Conv2d:
             return self(x)
+        if not is_traced():
+            self.gives_gradients()
         out = self.kernel.run(x, self.stride, self.padding, self.dilation)
         return out if self.bias is None else out + self.bias.reshape(-1, 1, 1)
 
