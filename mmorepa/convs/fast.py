@@ -13,6 +13,7 @@ w input channels, and t = k^2 taps. Kernels are (s, u, t, w), see :mod:`mmorepa.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from functools import reduce
 
@@ -59,6 +60,13 @@ def is_traced() -> bool:
     )
 
 
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Let operations on the device of ``tensor`` keep their precision, in the context."""
+    if tensor.is_meta:  # for which there is no autocast, not even to be disabled
+        return contextlib.nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def is_fast(block: nn.Module) -> bool:
     """Whether all branches can do without their formulas; hooks and parametrizations want these."""
     for branch in block.children():
@@ -88,7 +96,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
         # A backward pass may run under autocast; kernels keep their precision all the same.
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad):
             if torch.is_grad_enabled():
                 return None, None, *_differentiable(ctx.block, ctx.names, tensors, wanted, grad)
             found = [torch.empty_like(t) if wants else None for t, wants in zip(tensors, wanted)]

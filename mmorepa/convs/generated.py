@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
 from .conv2d import conv2d
-from .fast import is_traced
+from .fast import is_traced, without_autocast
 from .held import Snapshot
 from .reparam import ReparamConv2d, geometry
 from .rows import in_order
@@ -132,7 +132,7 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         """
         self.refuse_behind()
         sample = self._sample()
-        with torch.autocast(sample.device.type, enabled=False):
+        with without_autocast(sample):
             if sample.dtype in (torch.float16, torch.bfloat16):
                 tensors = dict(self.kernel.named_parameters()) | dict(self.kernel.named_buffers())
                 wide = {name: tensor.float() for name, tensor in tensors.items()}

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .constants import ConstantsMixin
 from .conv2d import conv2d
+from .fast import without_autocast
 from .gradient_tweaking import multiplier, tweak
 from .orepa import Branches, OREPAConv2d
 from .reparam import ReparamConv2d, geometry
@@ -68,18 +69,29 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
-        device = torch.get_default_device()
+        # torch.get_default_device() does not know of `with torch.device(...)`.
+        device = torch.empty(0).device
+        self._block_options = dict(branches=branches, slope=slope)
         # On the meta device there would be no values to start with.
         with torch.device('cpu'), torch.no_grad():
-            block = OREPAConv2d(**geometry(self), bias=False, branches=branches, slope=slope)
-            weight = block.squeeze().contiguous()
+            block = self._new_block()
             self._multiplier = multiplier(block, train_scales)
+            weight = block.squeeze().contiguous()
         self.weight = nn.Parameter(weight.to(device))
         if bias:
             self.bias = nn.Parameter(torch.zeros(self.out_channels))
         else:
             self.register_parameter('bias', None)
         self.register_constants(self.weight)
+
+    def _new_block(self) -> OREPAConv2d:
+        return OREPAConv2d(**geometry(self), bias=False, **self._block_options)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        with torch.device('cpu'):
+            self.weight.copy_(self._new_block().squeeze())
+        super().reset_parameters()
 
     def constants(self) -> dict[str, Tensor]:
         # Kept: to make it again would draw random numbers.
@@ -131,5 +143,5 @@ class _Tweaked(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (multiplier,) = ctx.saved_tensors
         # A backward pass may run under autocast; gradients keep their precision all the same.
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad):
             return tweak(grad, multiplier.to(grad.dtype)), None
