@@ -136,7 +136,8 @@ class _Tweaked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight: Tensor, multiplier: Tensor) -> Tensor:
-        ctx.save_for_backward(multiplier)
+        # A copy: DDP broadcasts buffers in place between two passes.
+        ctx.save_for_backward(multiplier.clone())
         return weight.view_as(weight)
 
     @staticmethod
