@@ -500,6 +500,10 @@ def normed_and_padded(norm: nn.Module, x: Tensor, padding: tuple[int, int]) -> T
         )
     n, c, height, width = x.shape
     border = border.to(x.dtype).reshape(1, c, 1, 1)
+    if torch._C._are_functorch_transforms_active():
+        # vmap does not write into a tensor that is not batched.
+        frame = [left, left, top, top]
+        return F.pad(x, frame) + border * F.pad(torch.zeros_like(x), frame, value=1.0)
     framed = border.repeat(n, 1, height + 2 * top, width + 2 * left)
     framed[:, :, top : top + height, left : left + width] = x
     return framed
