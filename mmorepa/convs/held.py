@@ -174,6 +174,11 @@ class HeldWeight:
         return HeldWeight, ()
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has values: it is neither a meta tensor nor a fake one."""
+    return not tensor.is_meta and _note(tensor) is not None
+
+
 def _note(tensor: Tensor) -> Note | None:
     try:
         return Note.of(tensor)
