@@ -5,11 +5,21 @@ import pickle
 
 import pytest
 import torch
+from convs.cases import (
+    CHANNELS,
+    EVERY,
+    GENERATED,
+    KINDS,
+    NORMED,
+    image,
+    label,
+    new_block,
+    plain,
+)
 from mmengine.hooks import EMAHook
 from mmengine.model import initialize
 from torch import nn
 
-from convs.cases import CHANNELS, EVERY, KINDS, NORMED, image, label, new_block, plain
 from mmorepa import squeeze
 from mmorepa.convs import OREPAConv2d
 from mmorepa.errors import UserError
@@ -392,6 +402,16 @@ class TestWrites:
         assert block.weight.abs().max() == 0
         out = block(image())
         assert torch.equal(out, block.bias.reshape(-1, 1, 1).expand_as(out))
+        # Nothing of ours is left, so that a pickle of it can be read without this package.
+        assert block.__dict__.keys() == plain_attributes()
+        assert not block._load_state_dict_post_hooks
+
+
+def plain_attributes():
+    return nn.Conv2d(1, 1, 1).__dict__.keys()
+
+
+NOT_ALIKE = ('_parameters', '_buffers', '_modules', '_load_state_dict_post_hooks', 'training')
 
 
 @pytest.mark.parametrize('case', EVERY, ids=label)
@@ -417,7 +437,7 @@ class TestFace:
         block = new_block(*case)
         conv = plain(block)
         for name, value in conv.__dict__.items():
-            if name not in ('_parameters', '_buffers', '_modules', 'training'):
+            if name not in NOT_ALIKE:
                 assert name in block.__dict__, name
                 own = block.__dict__[name]
                 assert (list(own) == list(value)) if isinstance(value, tuple) else own == value, (
@@ -461,6 +481,95 @@ class TestFace:
                 assert not torch.equal(value, before[key]), key
                 assert value.std().item() == pytest.approx(expected.std().item(), rel=0.5), key
         torch.testing.assert_close(block.weight, block.merged()[0].to(block.weight.dtype))
+
+
+def write_through_data(block):
+    for parameter in block.kernel.parameters():
+        parameter.data.mul_(0.5)
+
+
+def load(block):
+    block.load_state_dict({key: 0.5 * value for key, value in block.state_dict().items()})
+
+
+def load_with_a_network(block):
+    model = nn.Sequential(nn.Sequential(block))
+    model.load_state_dict({key: 0.5 * value for key, value in model.state_dict().items()})
+
+
+def evaluate(block):
+    write_through_data(block)
+    block.eval()
+
+
+def train_again(block):
+    block.eval()
+    write_through_data(block)
+    nn.Sequential(block).train()
+
+
+def through_another_dtype(block):
+    block.bfloat16().float()
+
+
+def memory_of_its_own(block):
+    block.to('meta').to_empty(device='cpu')
+    block.load_state_dict(new_block('kxk', 'squeezed').state_dict())
+
+
+class TestLeaf:
+    """The leaf of squeezed mode, where nobody asks for ``weight``: a compiler, ``torch.func``."""
+
+    @pytest.mark.parametrize(
+        'change',
+        [load, load_with_a_network, evaluate, train_again, through_another_dtype],
+        ids=lambda f: f.__name__,
+    )
+    @pytest.mark.parametrize('name', GENERATED)
+    def test_follows_at_once(self, name, change):
+        block = new_block(name, 'squeezed')
+        before = block._parameters['weight'].clone()
+        change(block)
+        leaf = block._parameters['weight']
+        assert torch.equal(leaf, block.squeeze())
+        assert not torch.equal(leaf, before)
+
+    def test_after_it_got_memory(self):
+        block = new_block('kxk', 'squeezed')
+        memory_of_its_own(block)
+        leaf = block._parameters['weight']
+        assert torch.equal(leaf, new_block('kxk', 'squeezed').squeeze())
+
+    def test_copies_follow_their_own_branches(self):
+        block = new_block('kxk', 'squeezed')
+        write_through_data(block)
+        for clone in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+            assert torch.equal(clone._parameters['weight'], clone.squeeze())
+
+    def test_is_left_alone_where_nothing_has_changed(self):
+        """Autograd may hold on to it."""
+        block = new_block('kxk', 'squeezed')
+        loss = block(image()).square().mean() + block.weight.square().sum()
+        block.eval()
+        block.train()
+        block(image())
+        loss.backward()
+        assert block.weight.grad.abs().max() > 0
+
+    def test_a_copy_comes_without_a_gradient(self):
+        """As one for a moving average, made between a backward pass and the step."""
+        block = new_block('kxk', 'squeezed')
+        block(image()).square().mean().backward()
+        clone = copy.deepcopy(block)
+        torch.testing.assert_close(clone(image()), block(image()))
+
+    def test_the_steps_of_a_stranger_are_an_error(self):
+        block = new_block('kxk', 'squeezed')
+        optimizer = torch.optim.SGD(block.parameters(), 0.1)
+        block(image()).square().mean().backward()
+        optimizer.step()
+        with pytest.raises(UserError, match='an optimizer that does not know of the branches'):
+            block(image())
 
 
 @pytest.mark.parametrize('mode', ['online', 'offline'])
