@@ -47,6 +47,5 @@ def test_safe_globals_are_as_before(states):
 
 
 def test_optimizers_have_no_hook_more(states):
-    """Where this fails alone, look at mmorepa/convs/kept.py: it must not hook every optimizer."""
     before, after = states
     assert after['optimizer_hooks'] == before['optimizer_hooks']

@@ -156,10 +156,11 @@ class Prior(ConstantsMixin, Pointwise):
             return dict(filters=kernels.frequency_prior(self.out_channels, self.kernel_size))
 
     def forward(self) -> Tensor:
-        return self.scaled(self.weight) * self.filters
+        return self.scaled(self.weight) * self.filters.clone()
 
     def factors(self) -> list[tuple[Tensor, int]]:
-        return [(self.weight, self.groups), (self.filters, self.out_channels)]
+        # A copy for autograd to hold on to: DDP broadcasts buffers in place between two passes.
+        return [(self.weight, self.groups), (self.filters.clone(), self.out_channels)]
 
 
 class PointwiseKxK(ConstantsMixin, Branch):

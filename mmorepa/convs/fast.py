@@ -81,7 +81,10 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, block: nn.Module, names: list[tuple[str, str]], *tensors: Tensor) -> Tensor:
         ctx.block, ctx.names = block, names
-        ctx.save_for_backward(*tensors)
+        # DDP broadcasts buffers in place between two passes, which would count as a change.
+        is_constant = [name in getattr(block, branch)._buffers for branch, name in names]
+        ctx.constants = [t if fixed else None for t, fixed in zip(tensors, is_constant)]
+        ctx.save_for_backward(*[None if fixed else t for t, fixed in zip(tensors, is_constant)])
         sample = next(block.children())
         rows = tensors[0].new_empty(sample.out_channels, sample.kernel_size**2, sample.width)
         add_up(terms_of(block, names, tensors), rows.unflatten(0, (sample.groups, -1)))
@@ -89,7 +92,8 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        wanted = ctx.needs_input_grad[2:]
+        tensors = [c if s is None else s for s, c in zip(ctx.saved_tensors, ctx.constants)]
         # A backward pass may run under autocast; kernels keep their precision all the same.
         with without_autocast(grad.device):
             if torch.is_grad_enabled():

@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import UserError
 from .conv2d import conv2d
 from .fast import is_traced
-from .held import Snapshot
+from .held import Snapshot, has_memory
 from .precision import without_autocast
-from .reparam import ReparamConv2d, geometry
+from .reparam import ReparamConv2d, after_loading, geometry
 from .rows import in_order
 
 
@@ -75,6 +75,7 @@ class GeneratedConv2d(ReparamConv2d):
         self._mode = 'online'
         self.add_kernel(**options)
         self.mode = mode
+        self.register_load_state_dict_post_hook(after_loading)
 
     def add_kernel(self, **options) -> None:
         """Add ``kernel``, a module whose call gives the kernel, (O, I/g, k, k)."""
@@ -174,20 +175,43 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
             return self._parameters['weight']
         if self._mode == 'squeezed':
             return self._leaf()
-        weight = self._present_weight(None)
+        # Not in the format of the last image: tools begin with `weight.view(out_channels, -1)`.
+        weight = self._present_weight(torch.contiguous_format)
         return weight if weight is self.held.tensor else self.hand_out(weight)
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
-        # What wrappers do that have taken the parameters out, such as DataParallel and FSDP.
         if self._mode != 'squeezed' or 'weight' in self._parameters:
             raise UserError(self.written_text())
-        self.__dict__['_lent_leaf'] = value
+        self._refuse_other_leaf()
+        self.__dict__['_lent'] = value
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name == 'weight' and self.__dict__.get('_mode') == 'squeezed':
+            if 'weight' not in self._parameters:
+                self._refuse_other_leaf()
+        super().register_parameter(name, param)
+
+    def _refuse_other_leaf(self) -> None:
+        """Refuse a leaf in the place of one that was taken out; DataParallel's replicas have one.
+
+        Its gradient would be pulled back to nothing.
+        """
+        if not self.is_replica:
+            raise UserError(
+                f'{self}: its kernel was taken out of it, as FSDP does, which does not go with '
+                "mode='squeezed': train it in mode='online'"
+            )
+
+    def _lent_leaf(self) -> Tensor:
+        if '_lent' not in self.__dict__:
+            raise AttributeError(f'{self}: its kernel was taken out of it')
+        return self._lent
 
     def _traced_weight(self) -> Tensor:
         if self._mode == 'squeezed':
             leaf = self._parameters.get('weight')
-            return self.__dict__['_lent_leaf'] if leaf is None else leaf
+            return self._lent_leaf() if leaf is None else leaf
         return self._kernel_in(torch.contiguous_format)
 
     def _leaf(self) -> nn.Parameter:
@@ -196,22 +220,36 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         Raises:
             UserError: If somebody trained the leaf, and not the parameters.
         """
-        leaf = self._parameters['weight']
+        leaf = self._parameters.get('weight')
+        if leaf is None:
+            return self._lent_leaf()
         if self.has_gradient and leaf.grad is None:
             raise UserError(
                 f'{self}: the gradient of its kernel was dropped before it was pulled back to the '
                 f'branches: {TRAINING_ADVICE}'
             )
-        if not self.is_behind and not self.held.is_fresh:
-            self.refresh()
+        self.refresh()
         return leaf
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write the kernel of the parameters as they are to the leaf; in squeezed mode."""
+        """Let the leaf of squeezed mode follow the parameters, if it is out of date.
+
+        It does so at once wherever that shows, for the sake of what takes the leaf without asking
+        for :attr:`weight`: compilers, ``torch.func``, replicas.
+        """
+        leaf, own = self._parameters.get('weight'), self.held.tensor
+        if self._mode != 'squeezed' or leaf is None or self.is_behind or self.held.is_fresh:
+            return
+        # Another one is lent by torch.func.functional_call; and on the way from one device to
+        # another there is nothing to follow yet.
+        if (own is not None and own is not leaf) or self._sample().device != leaf.device:
+            return
         with torch.inference_mode(False), torch.no_grad():
-            leaf = self._parameters['weight']
-            leaf.copy_(self.squeeze())
+            kernel = self.squeeze().to(leaf.dtype)
+            # What has not changed is left alone: autograd may hold on to it.
+            if not has_memory(leaf) or not torch.equal(leaf, kernel):
+                leaf.copy_(kernel)
             self.hold_leaf()
 
     def hold_leaf(self) -> None:
@@ -228,7 +266,8 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         if self._mode == 'squeezed' and self.training:
             return (
                 f'{self}: its kernel was written to, perhaps by an optimizer that does not know '
-                f'of the branches: {TRAINING_ADVICE}'
+                f'of the branches: {TRAINING_ADVICE}; or turn the model into plain convolutions '
+                'first, with mmorepa.squeeze(model)'
             )
         return super().written_text()
 
@@ -254,28 +293,36 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         leaf.requires_grad_(True).register_post_accumulate_grad_hook(note)
         leaf.requires_grad_(trained)
 
-    def _present_weight(self, memory_format: torch.memory_format | None) -> Tensor:
-        """The kernel outside of squeezed mode, in a memory format, or in any."""
-        trained = not self._is_frozen()
-        if torch.is_grad_enabled() and trained:
-            # A step may follow that no version counter shows, as a fused optimizer's.
-            self._gave_gradients = True
+    def gives_gradients(self) -> bool:
+        """Whether a graph back to the parameters is wanted, outside of squeezed mode."""
+        if not torch.is_grad_enabled() or self._is_frozen():
+            return False
+        # A step may follow that no version counter shows, as a fused optimizer's.
+        self._gave_gradients = True
+        self.held.outdate()
+        return True
+
+    def _present_weight(self, memory_format: torch.memory_format) -> Tensor:
+        """The kernel outside of squeezed mode, in a memory format."""
+        if self.gives_gradients():
             return self._kernel_in(memory_format)
         # A fused optimizer may be about to step, or have stepped, parameters that have a gradient.
         may_be_stepped = any(tensor.grad is not None for tensor in tensors_in(self.kernel))
-        if self.held.is_fresh and not may_be_stepped and memory_format in (None, self._held_format):
-            return self.held.tensor
+        held = self.held
+        if held.is_fresh and not may_be_stepped and memory_format == held.memory_format:
+            return held.tensor
         # No inference tensor, even if asked for under inference_mode: a later backward pass to the
         # input may need it.
         with torch.inference_mode(False), torch.no_grad():
             kernel = self._kernel_in(memory_format)
-        if may_be_stepped or (trained and (self.training or self._gave_gradients)):
+        if may_be_stepped:
             return kernel
-        self.held.hold(kernel, Snapshot.of(self.kernel))
-        self._held_format = memory_format or torch.contiguous_format
+        if (self.training or self._gave_gradients) and not self._is_frozen():
+            return kernel
+        held.hold(kernel, Snapshot.of(self.kernel), memory_format)
         return kernel
 
-    def _kernel_in(self, memory_format: torch.memory_format | None) -> Tensor:
+    def _kernel_in(self, memory_format: torch.memory_format) -> Tensor:
         kernel = self.squeeze().to(self._sample().dtype)
         if memory_format == torch.channels_last:
             return kernel.contiguous(memory_format=memory_format)
@@ -290,7 +337,7 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
 
     @property
     def is_replica(self) -> bool:
-
+        """Whether it is a replica that DataParallel made for one pass, on tensors lent to it."""
         return self.__dict__.get('_is_replica', False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -317,6 +364,13 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
             # does so goes through train() or eval() next.
             self.held.outdate()
             self._gave_gradients = False
+            self.refresh()
+        return self
+
+    def _apply(self, *args, **kwargs):
+        super()._apply(*args, **kwargs)
+        if type(self) is not nn.Conv2d:
+            self.refresh()
         return self
 
     def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
@@ -338,7 +392,10 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         if self._mode == 'squeezed':
+            # Copies come without gradients.
+            self.has_gradient = False
             self._watch_leaf()
+            self.refresh()
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -370,6 +427,8 @@ def tensors_in(kernel: nn.Module) -> Iterator[Tensor]:
 
 
 def _format_of(x: Tensor) -> torch.memory_format:
+    if torch._C._are_functorch_transforms_active():  # vmap does not tell
+        return torch.contiguous_format
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if is_last else torch.contiguous_format
 

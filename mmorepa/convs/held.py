@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -109,6 +110,8 @@ class HeldWeight:
 
     Attributes:
         tensor (Tensor, optional): The weight.
+        memory_format (torch.memory_format, optional): The one that it was asked for in. It is
+            here, where no copy has it, because ``torch.save`` cannot pickle it.
     """
 
     def __init__(self):
@@ -117,18 +120,25 @@ class HeldWeight:
     def drop(self) -> None:
         """Forget the weight."""
         self.tensor: Tensor | None = None
+        self.memory_format: torch.memory_format | None = None
         self._note: Note | None = None
         self._source: Snapshot | None = None
 
-    def hold(self, tensor: Tensor, source: Snapshot | None = None) -> None:
+    def hold(
+        self,
+        tensor: Tensor,
+        source: Snapshot | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> None:
         """Remember a weight.
 
         Args:
             tensor (Tensor): The weight as it is.
             source (Snapshot, optional): Of the module that it was made of. None if it is not to
                 be used again.
+            memory_format (torch.memory_format, optional): See the class.
         """
-        self.tensor, self._source = tensor, source
+        self.tensor, self._source, self.memory_format = tensor, source, memory_format
         self._note = None if tensor.is_inference() else _note(tensor)
 
     def renew(self, tensor: Tensor) -> bool:
@@ -162,6 +172,11 @@ class HeldWeight:
 
     def __reduce__(self):
         return HeldWeight, ()
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has values: it is neither a meta tensor nor a fake one."""
+    return not tensor.is_meta and _note(tensor) is not None
 
 
 def _note(tensor: Tensor) -> Note | None:

@@ -238,6 +238,9 @@ class NormedBranch(nn.Module):
         self.groups = block.groups
         self.norm = norm(self.out_channels) if norm else nn.Identity()
 
+    def reset_parameters(self) -> None:
+        """Give the parameters outside of other modules initial values anew."""
+
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """As of :class:`mmorepa.convs.reparam.ReparamConv2d`."""
         raise NotImplementedError
@@ -264,6 +267,9 @@ class ConvBranch(NormedBranch):
 
     def _add_convolution(self) -> None:
         self.weight = new_weight(self.out_channels, self.in_channels // self.groups, *self.size)
+
+    def reset_parameters(self) -> None:
+        reset_weight(self.weight)
 
     def kernel(self) -> Tensor:
         """The convolution's weight, (O, I/g, height, width)."""
@@ -309,6 +315,9 @@ class OREPABranch(ConvBranch):
             **self.options,
         )
 
+    def reset_parameters(self) -> None:
+        """Do nothing: the block inside has a method of its own."""
+
     def kernel(self) -> Tensor:
         return self.conv.weight
 
@@ -349,6 +358,10 @@ class AverageBranch(ConstantsMixin, NormedBranch):
         if not self.is_depthwise:
             self.weight = new_weight(self.out_channels, self.in_channels // self.groups, 1, 1)
             self.inner_norm = norm(self.out_channels) if norm else nn.Identity()
+
+    def reset_parameters(self) -> None:
+        if not self.is_depthwise:
+            reset_weight(self.weight)
 
     def constants(self) -> dict[str, Tensor]:
         # Ones rather than their ninths: exact in every dtype.
@@ -404,6 +417,13 @@ class PointwiseKxKBranch(ConstantsMixin, NormedBranch):
         size = self.kernel_size
         self.weight = new_weight(self.out_channels, middle_channels // self.groups, size, size)
 
+    def reset_parameters(self) -> None:
+        if self.has_identity:
+            nn.init.zeros_(self.residual)
+        else:
+            reset_weight(self.first)
+        reset_weight(self.weight)
+
     def constants(self) -> dict[str, Tensor]:
         return dict(identity=new_identity(self)) if self.has_identity else {}
 
@@ -445,7 +465,12 @@ def new_identity(branch: NormedBranch) -> Tensor:
 
 def new_weight(*shape: int) -> nn.Parameter:
     """A weight with the initial values of ``nn.Conv2d``."""
-    return nn.Parameter(nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5)))
+    return reset_weight(nn.Parameter(torch.empty(shape)))
+
+
+def reset_weight(weight: nn.Parameter) -> nn.Parameter:
+    """Give a weight the initial values of ``nn.Conv2d``, and return it."""
+    return nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
 
 def normed_and_padded(norm: nn.Module, x: Tensor, padding: tuple[int, int]) -> Tensor:
@@ -475,6 +500,10 @@ def normed_and_padded(norm: nn.Module, x: Tensor, padding: tuple[int, int]) -> T
         )
     n, c, height, width = x.shape
     border = border.to(x.dtype).reshape(1, c, 1, 1)
+    if torch._C._are_functorch_transforms_active():
+        # vmap does not write into a tensor that is not batched.
+        frame = [left, left, top, top]
+        return F.pad(x, frame) + border * F.pad(torch.zeros_like(x), frame, value=1.0)
     framed = border.repeat(n, 1, height + 2 * top, width + 2 * left)
     framed[:, :, top : top + height, left : left + width] = x
     return framed

@@ -19,7 +19,7 @@ from ..errors import UserError
 from . import kernels
 from .branches import BRANCHES, KXK, POINTWISE, Branch
 from .conv2d import conv2d
-from .fast import sum_of_kernels
+from .fast import is_traced, sum_of_kernels
 from .generated import GeneratedConv2d
 from .rows import as_rows
 
@@ -105,6 +105,8 @@ class BranchSum(nn.Module):
         """
         outputs = []
         for branch in self.children():
+            if branch._forward_pre_hooks:
+                branch()  # old weight norms, and pruning, make the weight anew in a call
             out = run_branch(branch, x, stride, padding, dilation, flip)
             outputs.append(branch.scaled(out.transpose(0, 1)).transpose(0, 1))
         return reduce(torch.add, outputs)
@@ -245,6 +247,8 @@ class OREPAConv2d(GeneratedConv2d):
         self.settle()
         if type(self) is nn.Conv2d:
             return self(x)
+        if not is_traced():
+            self.gives_gradients()
         out = self.kernel.run(x, self.stride, self.padding, self.dilation)
         return out if self.bias is None else out + self.bias.reshape(-1, 1, 1)
 
@@ -284,7 +288,8 @@ def choose_branches(shape: Mapping[str, float], branches: Branches) -> dict[str,
 def run_branch(branch: Branch, x: Tensor, stride, padding, dilation, flip: bool) -> Tensor:
     """One branch over a feature map, without its scale; arguments as in :meth:`BranchSum.run`."""
     reach = branch.kernel_size // 2
-    is_spatial = [weight.shape[-1] == branch.kernel_size for weight, _ in branch.factors()]
+    # As a number: to torch.jit.trace a comparison of lengths is a tensor.
+    is_spatial = [int(weight.shape[-1]) == branch.kernel_size for weight, _ in branch.factors()]
     if not any(is_spatial):
         # The centre of the k x k window: a crop where the padding is smaller than the window.
         h, w = (p - d * reach for p, d in zip(padding, dilation))

@@ -122,6 +122,12 @@ class ReparamConv2d(nn.Conv2d):
         self.held.hold(tensor)
         return tensor
 
+    def refresh(self) -> None:
+        """Bring up to date what follows from the parameters and is kept beside them; nothing here.
+
+        It is called once a state dict has been loaded.
+        """
+
     def settle(self) -> None:
         """See what became of the weight that was handed out, before anything is done with it.
 
@@ -278,6 +284,8 @@ class ReparamConv2d(nn.Conv2d):
             state[name] = plain.__dict__[name]
         for name in state.keys() - plain.__dict__.keys():
             del state[name]
+        for key in [k for k, h in self._load_state_dict_post_hooks.items() if h is after_loading]:
+            del self._load_state_dict_post_hooks[key]
         for name, value in plain.__dict__.items():
             state.setdefault(name, value)
         self.__class__ = nn.Conv2d
@@ -298,6 +306,11 @@ class ReparamConv2d(nn.Conv2d):
 
     def __str__(self) -> str:
         return f'{type(self).__name__}({self.extra_repr()})'
+
+
+def after_loading(block: ReparamConv2d, _) -> None:
+    """A hook for :meth:`ReparamConv2d.refresh`; a plain convolution does not keep it."""
+    block.refresh()
 
 
 def geometry(conv: nn.Conv2d) -> dict:

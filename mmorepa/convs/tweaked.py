@@ -69,18 +69,29 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
-        device = torch.get_default_device()
+        # torch.get_default_device() does not know of `with torch.device(...)`.
+        device = torch.empty(0).device
+        self._block_options = dict(branches=branches, slope=slope)
         # On the meta device there would be no values to start with.
         with torch.device('cpu'), torch.no_grad():
-            block = OREPAConv2d(**geometry(self), bias=False, branches=branches, slope=slope)
-            weight = block.squeeze().contiguous()
+            block = self._new_block()
             self._multiplier = multiplier(block, train_scales)
+            weight = block.squeeze().contiguous()
         self.weight = nn.Parameter(weight.to(device))
         if bias:
             self.bias = nn.Parameter(torch.zeros(self.out_channels))
         else:
             self.register_parameter('bias', None)
         self.register_constants(self.weight)
+
+    def _new_block(self) -> OREPAConv2d:
+        return OREPAConv2d(**geometry(self), bias=False, **self._block_options)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        with torch.device('cpu'):
+            self.weight.copy_(self._new_block().squeeze())
+        super().reset_parameters()
 
     def constants(self) -> dict[str, Tensor]:
         # Kept: to make it again would draw random numbers.
@@ -125,7 +136,8 @@ class _Tweaked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight: Tensor, multiplier: Tensor) -> Tensor:
-        ctx.save_for_backward(multiplier)
+        # A copy: DDP broadcasts buffers in place between two passes.
+        ctx.save_for_backward(multiplier.clone())
         return weight.view_as(weight)
 
     @staticmethod

@@ -1,14 +1,28 @@
-"""The kernel kept in eval mode: kept while it may be, never stale."""
+"""The weight of a block: held while it may be, never stale, never written to in silence."""
 
 import copy
 import pickle
 
 import pytest
 import torch
+from convs.cases import (
+    CHANNELS,
+    EVERY,
+    GENERATED,
+    KINDS,
+    NORMED,
+    image,
+    label,
+    new_block,
+    plain,
+)
 from mmengine.hooks import EMAHook
+from mmengine.model import initialize
 from torch import nn
 
+from mmorepa import squeeze
 from mmorepa.convs import OREPAConv2d
+from mmorepa.errors import UserError
 
 
 @pytest.fixture(params=[1, 3, 7], ids=['pointwise', 'kxk', 'stem'])
@@ -18,7 +32,7 @@ def conv(request):
 
 
 def expected_kernel(conv: OREPAConv2d) -> torch.Tensor:
-    """The kernel of the parameters as they are, by a block that never kept one."""
+    """The kernel of the parameters as they are, by a block that never held one."""
     fresh = OREPAConv2d(conv.in_channels, conv.out_channels, conv.kernel_size, bias=False).to(
         conv.weight.dtype
     )
@@ -204,14 +218,14 @@ def test_no_stale_kernel_after_the_ema_swap(conv):
         assert torch.equal(conv.weight, own)
 
 
-def test_kept_in_eval_mode(conv):
+def test_held_in_eval_mode(conv):
     with torch.no_grad():
         assert conv.weight is conv.weight
     with torch.inference_mode():
         assert conv.weight is conv.weight
 
 
-def test_kept_kernel_can_take_part_in_a_backward_pass(conv):
+def test_held_kernel_can_take_part_in_a_backward_pass(conv):
     conv.requires_grad_(False)
     with torch.inference_mode():
         conv(torch.randn(1, 3, 9, 9))
@@ -220,31 +234,31 @@ def test_kept_kernel_can_take_part_in_a_backward_pass(conv):
     assert x.grad.abs().max() > 0
 
 
-def test_not_kept_where_a_graph_is_wanted(conv):
+def test_not_held_where_a_graph_is_wanted(conv):
     with torch.no_grad():
-        conv.weight  # noqa: B018  (keeps the kernel)
+        conv.weight  # noqa: B018  (the kernel is held)
     for _ in range(2):
         conv.zero_grad()
         conv(torch.randn(1, 3, 9, 9)).sum().backward()
         assert all(parameter.grad is not None for parameter in conv.parameters())
 
 
-def test_not_kept_while_training(conv):
+def test_not_held_while_training(conv):
     conv.train()
     with torch.no_grad():
         assert conv.weight is not conv.weight
 
 
-def test_kept_while_training_if_frozen(conv):
+def test_held_while_training_if_frozen(conv):
     conv.requires_grad_(False).train()
-    kept = conv.weight
-    assert conv.weight is kept
+    held = conv.weight
+    assert conv.weight is held
     conv.requires_grad_(True)
-    assert conv.weight is not kept
+    assert conv.weight is not held
     assert conv.weight.requires_grad
 
 
-def test_parameters_made_under_inference_mode_are_never_kept():
+def test_parameters_made_under_inference_mode_are_never_held():
     with torch.inference_mode():
         conv = OREPAConv2d(2, 2, 3).eval()
         before = conv.weight.clone()
@@ -252,8 +266,327 @@ def test_parameters_made_under_inference_mode_are_never_kept():
         assert not torch.equal(conv.weight, before)
 
 
-def test_kept_kernel_is_not_in_the_state_dict(conv):
+def test_held_kernel_is_not_in_the_state_dict(conv):
     keys = list(conv.state_dict())
     with torch.no_grad():
         conv.weight  # noqa: B018
     assert list(conv.state_dict()) == keys
+
+
+def zero(weight):
+    with torch.no_grad():
+        weight.zero_()
+
+
+def constant(weight):
+    nn.init.constant_(weight, 0.5)
+
+
+def new_weight_data(block, value):
+    block.weight.data = value
+
+
+def new_weight(block, value):
+    block.weight = nn.Parameter(value)
+
+
+def forward(block):
+    block(image())
+
+
+def read(block):
+    return block.weight
+
+
+def save(block):
+    block.state_dict()
+
+
+def change_mode(block):
+    block.train()
+
+
+def move(block):
+    block.double()
+
+
+USES = [forward, read, save, change_mode, move, copy.deepcopy, pickle.dumps, squeeze]
+
+
+class TestWrites:
+    """To what follows from the branches: they count, or are refused in one line."""
+
+    @pytest.mark.parametrize('case', EVERY, ids=label)
+    @pytest.mark.parametrize('training', [True, False], ids=['training', 'eval'])
+    @pytest.mark.parametrize('write', [zero, constant], ids=['zero_', 'constant_'])
+    def test_in_place_is_refused_at_the_next_use(self, case, training, write):
+        block = new_block(*case).train(training)
+        write(block.weight)
+        with pytest.raises(UserError, match=r'mmorepa\.squeeze\(model\)') as info:
+            block(image())
+        assert '\n' not in str(info.value)
+        assert type(block) is not nn.Conv2d
+
+    @pytest.mark.parametrize('case', [('kxk', 'online'), ('kxk', 'squeezed'), ('DBB',)], ids=label)
+    @pytest.mark.parametrize('use', USES, ids=lambda use: use.__name__)
+    def test_every_use_refuses(self, case, use):
+        block = new_block(*case).eval()
+        zero(block.weight)
+        with pytest.raises(UserError, match='was written to'):
+            use(block)
+
+    def test_a_write_under_autograd_is_refused(self):
+        block = new_block('kxk', 'online')
+        block.weight.mul_(2)
+        with pytest.raises(UserError, match='was written to'):
+            block(image())
+
+    @pytest.mark.parametrize('case', EVERY, ids=label)
+    @pytest.mark.parametrize('grad', [True, False], ids=['grad', 'no_grad'])
+    @pytest.mark.parametrize('assign', [new_weight_data, new_weight], ids=lambda f: f.__name__)
+    def test_assigned_in_eval_mode_counts(self, case, grad, assign):
+        block = new_block(*case).eval()
+        expected = plain(block)
+        value = torch.randn_like(expected.weight)
+        with torch.set_grad_enabled(grad):
+            block(image())
+            assign(block, value)
+            expected.weight.data = value
+            assert torch.equal(block.weight, value)
+            torch.testing.assert_close(block(image()), expected(image()))
+        assert type(block) is nn.Conv2d
+        assert isinstance(block.weight, nn.Parameter)
+        assert set(block.state_dict()) == {'weight', 'bias'}
+
+    @pytest.mark.parametrize('case', EVERY, ids=label)
+    def test_used_at_once_after_the_assignment(self, case):
+        """Where nobody reads the weight before the forward pass."""
+        block = new_block(*case).eval()
+        expected = plain(block)
+        expected.weight.data = torch.randn_like(expected.weight)
+        new_weight_data(block, expected.weight.detach().clone())
+        torch.testing.assert_close(block(image()), expected(image()))
+
+    @pytest.mark.parametrize('name', NORMED)
+    def test_assigned_bias_counts(self, name):
+        block = new_block(name).eval()
+        expected = plain(block)
+        expected.bias = nn.Parameter(torch.randn_like(expected.bias))
+        block.bias = nn.Parameter(expected.bias.detach().clone())
+        assert type(block) is nn.Conv2d
+        torch.testing.assert_close(block(image()), expected(image()))
+
+    @pytest.mark.parametrize('case', EVERY, ids=label)
+    @pytest.mark.parametrize('assign', [new_weight_data, new_weight], ids=lambda f: f.__name__)
+    def test_assigned_in_training_is_refused(self, case, assign):
+        block = new_block(*case)
+        value = torch.randn(block.out_channels, block.in_channels, *block.kernel_size)
+        with pytest.raises(UserError, match=r'mmorepa\.squeeze\(model\)') as info:
+            assign(block, value)
+            block(image())
+        assert '\n' not in str(info.value)
+        assert type(block) is not nn.Conv2d
+
+    @pytest.mark.parametrize('case', EVERY, ids=label)
+    def test_plain_tensor_is_no_weight(self, case):
+        """As ``nn.Conv2d`` has it."""
+        block = new_block(*case).eval()
+        with pytest.raises((TypeError, AttributeError, UserError)):
+            block.weight = torch.zeros(1)
+
+    @pytest.mark.parametrize('case', EVERY, ids=label)
+    def test_after_squeezing_a_write_is_a_write(self, case):
+        block = squeeze(new_block(*case))
+        with torch.no_grad():
+            block.weight.zero_()
+        assert block.weight.abs().max() == 0
+        out = block(image())
+        assert torch.equal(out, block.bias.reshape(-1, 1, 1).expand_as(out))
+        # Nothing of ours is left, so that a pickle of it can be read without this package.
+        assert block.__dict__.keys() == plain_attributes()
+        assert not block._load_state_dict_post_hooks
+
+
+def plain_attributes():
+    return nn.Conv2d(1, 1, 1).__dict__.keys()
+
+
+NOT_ALIKE = ('_parameters', '_buffers', '_modules', '_load_state_dict_post_hooks', 'training')
+
+
+@pytest.mark.parametrize('case', EVERY, ids=label)
+class TestFace:
+    """What it shows to whoever takes it for an ``nn.Conv2d``."""
+
+    def test_is_a_convolution_whose_weight_is_not_saved(self, case):
+        block = new_block(*case)
+        assert isinstance(block, nn.Conv2d)
+        assert 'weight' not in block.state_dict()
+        assert ('weight' in dict(block.named_parameters())) == (case[1] == 'squeezed')
+
+    def test_weight_is_a_tensor_with_the_present_kernel(self, case):
+        for block in (new_block(*case), new_block(*case).eval()):
+            kernel, bias = block.merged()
+            assert isinstance(block.weight, torch.Tensor)
+            assert block.weight.is_contiguous()
+            torch.testing.assert_close(block.weight, kernel.to(block.weight.dtype))
+            torch.testing.assert_close(block.bias, bias.to(block.weight.dtype))
+
+    def test_has_what_a_convolution_has(self, case):
+        """Attributes of ``nn.Conv2d`` that tools read, hidden ones included."""
+        block = new_block(*case)
+        conv = plain(block)
+        for name, value in conv.__dict__.items():
+            if name not in NOT_ALIKE:
+                assert name in block.__dict__, name
+                own = block.__dict__[name]
+                assert (list(own) == list(value)) if isinstance(value, tuple) else own == value, (
+                    name
+                )
+
+    def test_contiguous_after_a_channels_last_image(self, case):
+        """``weight.view(out_channels, -1)`` is what fusion tools begin with."""
+        block = new_block(*case).eval()
+        with torch.no_grad():
+            block(image().contiguous(memory_format=torch.channels_last))
+            block.weight.view(block.out_channels, -1)
+
+    @pytest.mark.parametrize('layer', ['Conv2d', ['Conv2d', 'Linear']])
+    def test_kaiming_of_mmengine_leaves_it_alone(self, case, layer):
+        block = new_block(*case)
+        model = nn.Sequential(block, nn.Conv2d(6, 4, 3))
+        before, other = copy.deepcopy(block.state_dict()), model[1].weight.clone()
+        init = dict(type='Kaiming', layer=layer)
+        initialize(model, [init])
+        assert not torch.equal(model[1].weight, other)
+        for name, value in block.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        block(image())
+
+    def test_reset_parameters_starts_anew(self, case):
+        """What ``nn.Conv2d`` has, and networks call on each one of their convolutions."""
+        name, mode = case
+        block = new_block(*case)
+        before = copy.deepcopy(block.state_dict())
+        torch.manual_seed(1)
+        block.reset_parameters()
+        kind, size = KINDS[name]
+        options = {} if mode is None else dict(mode=mode)
+        fresh = kind(*CHANNELS, size, padding=size // 2, **options)
+        for key, expected in fresh.state_dict().items():
+            value = block.state_dict()[key]
+            if expected.unique().numel() <= 2:  # a constant, or an identity
+                assert torch.equal(value, expected), key
+            else:
+                assert not torch.equal(value, before[key]), key
+                assert value.std().item() == pytest.approx(expected.std().item(), rel=0.5), key
+        torch.testing.assert_close(block.weight, block.merged()[0].to(block.weight.dtype))
+
+
+def write_through_data(block):
+    for parameter in block.kernel.parameters():
+        parameter.data.mul_(0.5)
+
+
+def load(block):
+    block.load_state_dict({key: 0.5 * value for key, value in block.state_dict().items()})
+
+
+def load_with_a_network(block):
+    model = nn.Sequential(nn.Sequential(block))
+    model.load_state_dict({key: 0.5 * value for key, value in model.state_dict().items()})
+
+
+def evaluate(block):
+    write_through_data(block)
+    block.eval()
+
+
+def train_again(block):
+    block.eval()
+    write_through_data(block)
+    nn.Sequential(block).train()
+
+
+def through_another_dtype(block):
+    block.bfloat16().float()
+
+
+def memory_of_its_own(block):
+    block.to('meta').to_empty(device='cpu')
+    block.load_state_dict(new_block('kxk', 'squeezed').state_dict())
+
+
+class TestLeaf:
+    """The leaf of squeezed mode, where nobody asks for ``weight``: a compiler, ``torch.func``."""
+
+    @pytest.mark.parametrize(
+        'change',
+        [load, load_with_a_network, evaluate, train_again, through_another_dtype],
+        ids=lambda f: f.__name__,
+    )
+    @pytest.mark.parametrize('name', GENERATED)
+    def test_follows_at_once(self, name, change):
+        block = new_block(name, 'squeezed')
+        before = block._parameters['weight'].clone()
+        change(block)
+        leaf = block._parameters['weight']
+        assert torch.equal(leaf, block.squeeze())
+        assert not torch.equal(leaf, before)
+
+    def test_after_it_got_memory(self):
+        block = new_block('kxk', 'squeezed')
+        memory_of_its_own(block)
+        leaf = block._parameters['weight']
+        assert torch.equal(leaf, new_block('kxk', 'squeezed').squeeze())
+
+    def test_copies_follow_their_own_branches(self):
+        block = new_block('kxk', 'squeezed')
+        write_through_data(block)
+        for clone in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+            assert torch.equal(clone._parameters['weight'], clone.squeeze())
+
+    def test_is_left_alone_where_nothing_has_changed(self):
+        """Autograd may hold on to it."""
+        block = new_block('kxk', 'squeezed')
+        loss = block(image()).square().mean() + block.weight.square().sum()
+        block.eval()
+        block.train()
+        block(image())
+        loss.backward()
+        assert block.weight.grad.abs().max() > 0
+
+    def test_a_copy_comes_without_a_gradient(self):
+        """As one for a moving average, made between a backward pass and the step."""
+        block = new_block('kxk', 'squeezed')
+        block(image()).square().mean().backward()
+        clone = copy.deepcopy(block)
+        torch.testing.assert_close(clone(image()), block(image()))
+
+    def test_the_steps_of_a_stranger_are_an_error(self):
+        block = new_block('kxk', 'squeezed')
+        optimizer = torch.optim.SGD(block.parameters(), 0.1)
+        block(image()).square().mean().backward()
+        optimizer.step()
+        with pytest.raises(UserError, match='an optimizer that does not know of the branches'):
+            block(image())
+
+
+@pytest.mark.parametrize('mode', ['online', 'offline'])
+def test_fused_steps_in_eval_mode(mode):
+    """Training goes on in eval mode, with a step that no version counter shows."""
+    block = new_block('kxk', mode, bias=False).eval()
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        before = block.weight.clone()
+    for _ in range(3):
+        block(image()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            after = block.weight.clone()
+            torch.testing.assert_close(block(image()), plain(block)(image()))
+            block(image())
+        assert not torch.equal(after, before)
+        assert torch.equal(after, expected_kernel(block))
+        before = after

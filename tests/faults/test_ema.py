@@ -1,4 +1,4 @@
-"""MMEngine's EMA hook: what is evaluated is the average, in a network that keeps kernels."""
+"""MMEngine's EMA hook: what is evaluated is the average, in a network that holds kernels."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from mmorepa.engine.run import build_runner
 def test_evaluation_is_of_the_average(config, tmp_path, reparam):
     options = {
         'model.backbone.reparam': reparam,
-        # Calls enough for a kept deploy form to be run.
+        # Several batches, so that all but the first meet kernels that are held.
         'val_dataloader.batch_size': 2,
         # Statistics of many values that fit soon, or all scores are zero or one.
         'model.backbone.norm_cfg': dict(type='BN', momentum=0.7),

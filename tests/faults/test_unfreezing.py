@@ -45,7 +45,7 @@ def assert_evaluates_these_weights(runner, scores, cfg):
 
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_unfreezing(config, tmp_path, by_epoch):
-    """Parameters and statistics move from then on, and kept kernels with them."""
+    """Parameters and statistics move from then on, and kernels with them."""
     hook = dict(type='FreezeStagesHook', stages=1, end=1 if by_epoch else STEPS, by_epoch=by_epoch)
     runner, scores, states = run(config, tmp_path, custom_hooks=[hook])
     optimizer = load(tmp_path / 'epoch_1.pth')['optimizer']
