@@ -396,7 +396,8 @@ class SqueezedTraining:
                 elif isinstance(block.kernel, DeepLinearStem):
                     layers = [self._stacked[id(part)] for part in parts]
                     layers = [stack.kernels[at] for stack, at in layers]
-                    block.weight.copy_(kernels.compose_chain(layers, block.kernel.groups))
+                    leaf = block._parameters['weight']
+                    leaf.copy_(kernels.compose_chain(layers, block.kernel.groups))
         for block in left:
             if isinstance(block.kernel, BranchSum) and _sums(block):
                 write_sum(block.kernel, block._parameters['weight'])
