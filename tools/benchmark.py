@@ -21,14 +21,18 @@ def parse_args() -> argparse.Namespace:
         'subjects',
         nargs='*',
         metavar='SUBJECT',
-        help='none, DBB, OREPA, OREPA-offline, another block, released-none, -DBB, -OREPA, or a '
-        'config file (default: the first four, with --released released-DBB and -OREPA too)',
+        help='none, DBB, OREPA, OREPA-squeezed, OREPA-offline, another block, OREPA-shared-out '
+        '(squeezed, with --processes), released-none, -DBB, -OREPA, or a config file (default: the '
+        'first five, with --processes none, OREPA, -squeezed and -shared-out; with --released '
+        'released-DBB and -OREPA too)',
     )
     parser.add_argument(
         '--preset',
-        choices=['targets', 'paper'],
+        choices=['targets', 'paper', 'roofline'],
         help="targets: all that the project's targets need; paper: what each component costs "
-        'offline and online. Both choose their own subjects and conditions',
+        'offline and online; roofline: what a step would cost on a V100, A100 and H100, computed '
+        'from counted operations and checked against the paper (batch 64, --processes 4; with '
+        '--released against all its columns). Each chooses its own subjects',
     )
     what = parser.add_argument_group('what is measured')
     what.add_argument(
@@ -53,11 +57,24 @@ def parse_args() -> argparse.Namespace:
         '--frozen-stages', type=int, default=-1, metavar='N', help='as of the backbones'
     )
     what.add_argument(
+        '--accumulate',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='a step is N micro-batches of forward and backward, then one update (default: 1)',
+    )
+    what.add_argument(
+        '--processes',
+        type=positive,
+        metavar='N',
+        help='train with DDP in N processes on this machine, over gloo with one thread each, or '
+        'over NCCL with a GPU each; bytes that are sent are counted (default: 1)',
+    )
+    what.add_argument(
         '--measure',
         nargs='+',
-        choices=['train', 'memory', 'eval'],
-        default=['train', 'memory', 'eval'],
-        help='(default: all)',
+        choices=['train', 'memory', 'eval', 'operations'],
+        help='(default: all, with --processes train and operations)',
     )
     what.add_argument(
         '--kernels',

@@ -77,18 +77,9 @@ class Floor:
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """Seconds of ``forward`` and ``backward``, and of both as ``step``."""
-        clock = self.clock
-        began = clock.now()
-        marks = [clock.mark()]
-        for _ in range(self.steps):
-            self.forward()
-            marks.append(clock.mark())
-            self.backward()
-            marks.append(clock.mark())
-        whole = clock.now() - began
-        parts = [clock.between(a, b) / self.steps for a, b in zip(marks, marks[1:])]
-        return dict(step=whole / self.steps, forward=sum(parts[::2]), backward=sum(parts[1::2]))
+        """Seconds of ``generate`` and ``pull_back``, and of both as ``step``."""
+        parts = [('generate', self.forward), ('pull_back', self.backward)]
+        return self.clock.timed(parts, self.steps)
 
     def forward(self) -> None:
         """Read the parameters, and multiply."""

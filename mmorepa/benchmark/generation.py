@@ -31,16 +31,16 @@ class Generator:
 
 
 def generators(network: nn.Module) -> list[Generator]:
-    """What makes kernels in every training step of ``network``.
+    """What makes kernels in every training forward pass of ``network``.
 
-    Blocks whose parameters are all frozen keep their kernels, and offline blocks make none.
+    Blocks whose parameters are all frozen keep their kernels; offline and squeezed ones make none.
     """
     found, inside = [], set()
     for module in network.modules():
         if module in inside or not any(p.requires_grad for p in module.parameters()):
             continue
         if isinstance(module, GeneratedConv2d):
-            if getattr(module, 'online', True):
+            if module.mode == 'online':
                 found.append(Generator(module, 'squeeze'))
         elif callable(getattr(module, 'weight_gen', None)):
             found.append(Generator(module, 'weight_gen'))
@@ -49,6 +49,12 @@ def generators(network: nn.Module) -> list[Generator]:
         # The released stem is made of blocks that make kernels themselves.
         inside.update(module.modules())
     return found
+
+
+def is_squeezed(network: nn.Module) -> bool:
+    """Whether a block of ``network`` is for squeezed training."""
+    blocks = (module for module in network.modules() if isinstance(module, GeneratedConv2d))
+    return any(block.mode == 'squeezed' for block in blocks)
 
 
 @contextlib.contextmanager
@@ -60,29 +66,23 @@ def watched(
     Args:
         network (nn.Module): See there.
         begin (Callable[[], None]): Called before a kernel is made.
-        end (Callable[[Tensor], None]): Called with the kernel when it is made, and again with what
-            is convolved with, which may be a copy in another memory format.
+        end (Callable[[Tensor], None]): Called with the kernel when it is made, in the memory
+            format in which it is convolved with.
     """
     replaced = []
 
-    def replace(module: nn.Module, method: str, by: Callable) -> None:
-        setattr(module, method, partial(by, getattr(module, method)))
-        replaced.append((module, method))
-
-    def make(original):
+    def make(original, *args):
         begin()
-        kernel = original()
+        kernel = original(*args)
         end(kernel)
         return kernel
 
-    def convolve(original, x, weight, bias):
-        end(weight)
-        return original(x, weight, bias)
-
     for generator in generators(network):
-        replace(generator.module, generator.method, make)
-        if isinstance(generator.module, GeneratedConv2d):
-            replace(generator.module, '_conv_forward', convolve)
+        module, method = generator.module, generator.method
+        if isinstance(module, GeneratedConv2d):
+            method = '_kernel_in'  # which squeezes, and puts in order
+        setattr(module, method, partial(make, getattr(module, method)))
+        replaced.append((module, method))
     try:
         yield
     finally:

@@ -52,7 +52,8 @@ def lines(results: Results) -> list[Line]:
         case = result.case
         if case['purpose'] or 'train' not in case['measures']:
             continue
-        same = case['network'], case['frozen_stages'], str(case['setup'])
+        alike = ('network', 'frozen_stages', 'accumulate', 'processes')
+        same = (*[case[key] for key in alike], str(case['setup']))
         groups.setdefault(same, []).append(result)
     for axis in AXES:
         for (network, *_), group in groups.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .generation import watched
-from .steps import TrainStep
+from .steps import OPTIMIZER, TrainStep
 
 
 def measure(step: TrainStep) -> dict[str, int]:
@@ -47,8 +47,11 @@ def measure(step: TrainStep) -> dict[str, int]:
         others = torch.cuda.memory_allocated(step.clock.device) - own
     step.forward()
     step.backward()
-    found['gradients'] = storage_bytes(p.grad for p in network.parameters() if p.grad is not None)
-    step.update()
+    for name, work in step.update:
+        if name == OPTIMIZER:
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            found['gradients'] = storage_bytes(gradients)
+        work()
     if step.clock.is_cuda:
         step.clock.wait()
         found['peak'] = torch.cuda.max_memory_allocated(step.clock.device) - others

@@ -9,7 +9,10 @@ from itertools import product
 from .subjects import Subject
 
 #: What can be measured of a network.
-MEASURES = ('train', 'memory', 'eval')
+MEASURES = ('train', 'memory', 'eval', 'operations')
+
+#: Those that can be measured where several processes train.
+BETWEEN_PROCESSES = ('train', 'operations')
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,16 @@ class NetworkCase:
         subjects (tuple[Subject, ...]): The others are compared with the first.
         network (str, optional): A name of :data:`mmorepa.benchmark.subjects.NETWORKS`; None if
             all subjects are configs.
-        batch (int): N, images a step.
+        batch (int): N, images a micro-batch of each process.
         size (int): Height and width in pixels.
         width (float): Factor on all channels.
         frozen_stages (int): As of the backbones.
         measures (tuple[str, ...]): Of :data:`MEASURES`.
         setup (Setup): See there.
         purpose (str): What a preset wants it for.
+        accumulate (int): Micro-batches a step.
+        processes (int): How many train together, each with its own batch. With several of them
+            only :data:`BETWEEN_PROCESSES` are measured.
     """
 
     subjects: tuple[Subject, ...]
@@ -71,6 +77,8 @@ class NetworkCase:
     measures: tuple[str, ...] = MEASURES
     setup: Setup = Setup()
     purpose: str = ''
+    accumulate: int = 1
+    processes: int = 1
 
     def describe(self) -> dict:
         """The condition in plain values."""
@@ -83,6 +91,8 @@ class NetworkCase:
             frozen_stages=self.frozen_stages,
             measures=list(self.measures),
             purpose=self.purpose,
+            accumulate=self.accumulate,
+            processes=self.processes,
             setup=asdict(self.setup),
         )
 
@@ -153,6 +163,10 @@ def label(case: dict) -> str:
         text += f', width ×{case["width"]:g}'
     if case['frozen_stages'] >= 0:
         text += f', {case["frozen_stages"]} stages frozen'
+    if case['accumulate'] > 1:
+        text += f', {case["accumulate"]} micro-batches'
+    if case['processes'] > 1:
+        text += f', {case["processes"]} processes'
     return text
 
 

@@ -31,17 +31,16 @@ LOOKS = {
     'offline': ('#d55e00', '^'),
     'released-DBB': ('#cc79a7', 'v'),
     'released-OREPA': ('#009e73', 'P'),
-    'OREPA-compiled': ('#56b4e9', '*'),
-    'OREPA-bfloat16': ('#a6761d', 'X'),
-    'OREPA-compiled-bfloat16': ('#000000', '<'),
+    'OREPA-squeezed': ('#56b4e9', '*'),
+    'OREPA-shared-out': ('#000000', '<'),
 }
 OTHER_LOOKS = (('#7570b3', '>'), ('#e7298a', 'p'), ('#66a61e', 'h'), ('#666666', 'd'))
 
 #: The parts of a training step, what they are called, and their colours.
 PARTS = {
-    'forward rest': ('forward', '#56b4e9'),
-    'backward rest': ('backward', '#0072b2'),
-    'generation': ('generating kernels, forward and backward', '#d55e00'),
+    'forward': ('forward', '#56b4e9'),
+    'backward': ('backward', '#0072b2'),
+    'generation': ('generating kernels and pulling back', '#d55e00'),
     'optimizer': ('optimizer', '#999999'),
 }
 
@@ -75,7 +74,8 @@ def base_cases(results: Results, *measures: str) -> list[CaseResult]:
     for result in results.of_kind('network'):
         case = result.case
         if case['frozen_stages'] < 0 and set(measures) <= set(case['measures']):
-            found.setdefault((case['network'], str(case['setup'])), result)
+            same = case['network'], case['accumulate'], case['processes'], str(case['setup'])
+            found.setdefault(same, result)
     return [result for result in found.values() if trained(result)]
 
 

@@ -10,6 +10,7 @@ from . import targets
 from .growth import sentences
 from .plan import Setup
 from .results import CaseResult, Measured, Results
+from .roofline import GPUS, LAUNCH, PUBLISHED_BATCH, PUBLISHED_ON, PUBLISHED_PROCESSES, checks
 from .spread import Spread, digits
 
 MIB = 2**20
@@ -21,6 +22,10 @@ def to_markdown(results: Results) -> str:
     parts = [
         _section('Targets', _targets(results)) if results.preset == 'targets' else '',
         _section('Training step', _training(results)),
+        _section('Bytes sent in a training step', _sent(results)),
+        _section('Operations of a training step', _operations(results)),
+        _section('What a training step would cost: computed, not measured', _computed(results)),
+        _section('Computed against published', _checks(results)),
         _section('Memory of a training step', _memory(results)),
         _section('Evaluation step', _evaluation(results)),
         _section('Generating a kernel', _kernels(results)),
@@ -73,15 +78,16 @@ def _training(results: Results) -> list[str]:
         'subject',
         'step, ms (quartiles)',
         'over the first (quartiles)',
-        'generation',
         'forward',
         'backward',
+        'pull back',
         'optimizer',
+        'generate',
         'images/s',
     )
     rows = []
     for result, subject in _subjects(results, 'network', 'step'):
-        parts = ('generation', 'forward rest', 'backward rest', 'optimizer')
+        parts = ('forward', 'backward', 'pull_back', 'optimizer', 'generate')
         ratio = subject.ratio(result.first)
         rows.append(
             (
@@ -91,6 +97,112 @@ def _training(results: Results) -> list[str]:
                 NOTHING if subject is result.first else times(ratio),
                 *[middle(subject.spread(part)) for part in parts],
                 _rate(result, subject, 'step'),
+            )
+        )
+    return _table(header, rows)
+
+
+def _sent(results: Results) -> list[str]:
+    measured = [
+        (result, subject)
+        for result in results.of_kind('network')
+        for subject in result.subjects
+        if subject.sent
+    ]
+    kinds = list(dict.fromkeys(kind for _, subject in measured for kind in subject.sent))
+    header = ('network, batch × pixels', 'subject', *kinds, 'all', 'over the first')
+    rows = []
+    for result, subject in measured:
+        first, whole = (sum(s.sent.values()) for s in (result.first, subject))
+        over = NOTHING if subject is result.first or not first else f'{whole / first:.3f}'
+        cells = [mebibytes(subject.sent.get(kind, 0)) for kind in kinds]
+        rows.append((_condition(result), subject.name, *cells, mebibytes(whole), over))
+    lines = _table(header, rows)
+    return ['In MiB, of each process.', '', *lines] if lines else []
+
+
+def _counted(results: Results) -> Iterable[tuple[CaseResult, Measured]]:
+    """All subjects whose operations were counted."""
+    for result in results.of_kind('network'):
+        for subject in result.subjects:
+            if subject.operations:
+                yield result, subject
+
+
+def _operations(results: Results) -> list[str]:
+    header = (
+        'network, batch × pixels',
+        'subject',
+        'forward and backward',
+        'pull back and generate',
+        'more than the first',
+        'GFLOP',
+        'GB read and written',
+    )
+    rows = []
+    for result, subject in _counted(results):
+        found, first = subject.operations, result.first.operations
+        more = NOTHING
+        if first and subject is not result.first:
+            of_both = [counted['network'] + counted['update'] for counted in (found, first)]
+            more = str(of_both[0] - of_both[1])
+        rows.append(
+            (
+                result.label,
+                subject.name,
+                str(found['network']),
+                str(found['update']),
+                more,
+                digits(found['flops'] / 1e9),
+                digits(found['bytes'] / 1e9),
+            )
+        )
+    return _table(header, rows)
+
+
+def _computed(results: Results) -> list[str]:
+    header = ['network, batch × pixels', 'subject']
+    for gpu in GPUS:
+        header += [f'{gpu.name}, ms', 'over the first']
+    rows = []
+    for result, subject in _counted(results):
+        row = [result.label, subject.name]
+        for gpu in GPUS:
+            seconds, first = (s.computed[gpu.name] for s in (subject, result.first))
+            over = NOTHING if subject is result.first else f'{seconds / first:.2f}'
+            row += [digits(1e3 * seconds), over]
+        rows.append(row)
+    return _table(header, rows)
+
+
+def _checks(results: Results) -> list[str]:
+    header = (
+        'network',
+        'subject',
+        'computed, s',
+        'published, s',
+        'error',
+        'over none, computed',
+        'published',
+        'error',
+    )
+    rows = []
+    for row in checks(results.of_kind('network')):
+        ratios = (NOTHING, NOTHING, NOTHING)
+        if row.ratio is not None:
+            ratios = (
+                f'{row.ratio:.2f}',
+                f'{row.published_ratio:.2f}',
+                f'{100 * row.ratio_error:+.0f} %',
+            )
+        rows.append(
+            (
+                row.network,
+                row.subject,
+                f'{row.seconds:.3f}',
+                f'{row.published:.3f}',
+                f'{100 * row.error:+.0f} %',
+                *ratios,
             )
         )
     return _table(header, rows)
@@ -165,10 +277,10 @@ def _kernels(results: Results) -> list[str]:
     header = (
         'kernel, channels',
         'subject',
-        'forward + backward, ms (quartiles)',
+        'both, ms (quartiles)',
         'over the floor (quartiles)',
-        'forward',
-        'backward',
+        'generate',
+        'pull back',
     )
     rows = [
         (
@@ -176,8 +288,8 @@ def _kernels(results: Results) -> list[str]:
             subject.name,
             milliseconds(subject.spread('step')),
             NOTHING if subject is result.first else times(subject.ratio(result.first)),
-            middle(subject.spread('forward')),
-            middle(subject.spread('backward')),
+            middle(subject.spread('generate')),
+            middle(subject.spread('pull_back')),
         )
         for result, subject in _subjects(results, 'kernel', 'step')
     ]
@@ -235,17 +347,60 @@ def _notes(results: Results) -> list[str]:
         f'{results.machine}; {results.software}.',
         f'From {results.started} to {results.finished or "its **interruption**"}; load average of '
         f'the machine {min(results.load)} to {max(results.load)}.',
-        f'Medians of {at_most}{results.repeats} repeats after {results.warm_up} of warm-up. In '
-        'each repeat every subject runs once, another one first each time; ratios are taken repeat '
-        'by repeat.',
     ]
+    if 'kernel' in kinds or {'train', 'eval'} & measures:
+        notes.append(
+            f'Medians of {at_most}{results.repeats} repeats after {results.warm_up} of warm-up. In '
+            'each repeat every subject runs once, another one first each time; ratios are taken '
+            'repeat by repeat.'
+        )
     if 'train' in measures:
         notes.append(
             'A step trains on random images that are there already: forward, loss, backward, SGD '
-            'with momentum. *Generation* is making all kernels and taking random gradients of '
-            'them back to the parameters, measured by itself in each repeat; *forward* and '
-            '*backward* are those of the step less that. Copying a kernel into another memory '
-            'format and casting it count as forward. Blocks that make no kernel have none.'
+            'with momentum. *Generate* is making all kernels, *pull back* taking their gradients '
+            'to the branches. In squeezed training they are parts of the update. Online they are '
+            'within the passes: they are measured by themselves in each repeat, and subtracted '
+            'from *forward* and *backward*; copying a kernel into another memory format and '
+            'casting it count as forward. Blocks that make no kernel have none.'
+        )
+    cases = [result.case for result in results.of_kind('network')]
+    if any(case['accumulate'] > 1 for case in cases):
+        notes.append('A step of several micro-batches runs each of them, then updates once.')
+    if any(case['processes'] > 1 for case in cases) and 'train' in measures:
+        notes.append(
+            'Processes train with DDP on this machine, each with its own batch. They begin each '
+            "step together, and a part takes as long as the slowest one's. Online, generating and "
+            'pulling back stay within forward and backward. Bytes are those of the tensors that '
+            'a process gives to a collective in one step, counted as torch dispatches it; a ring '
+            'of N sends 2 (N − 1) / N of what is reduced.'
+        )
+    if 'operations' in measures:
+        notes.append(
+            "Operations are those that torch dispatches on the meta device, which takes a GPU's "
+            "paths: views, memory without values and the optimizer's own step left out; shared "
+            'out, those of the process with most. Floating-point work is that of convolutions '
+            'and matrix products, a multiply and an add counting two; each operation reads its '
+            'inputs and writes its outputs once.'
+        )
+        speeds = '; '.join(
+            f'{gpu.name}: convolutions {gpu.convolution / 1e12:g} and products '
+            f'{gpu.product / 1e12:g} TFLOP/s, memory {gpu.memory / 1e12:g} TB/s, to other GPUs '
+            f'{gpu.link / 1e12:g} TB/s'
+            for gpu in GPUS
+        )
+        notes.append(
+            '**Computed, not measured**, is what a step of float32, with its optimizer, would '
+            f'take: for each operation a launch of {1e6 * LAUNCH:g} µs, which is assumed, and '
+            "then its floating-point work or its memory traffic at the datasheet's speed, "
+            f"whichever takes longer. {speeds}. A100 and H100 convolve in TF32, as is torch's "
+            'default. Gradients are reduced behind the backward pass. Nothing is fitted.'
+        )
+    if checks(results.of_kind('network')):
+        notes.append(
+            'Published are the seconds a batch of '
+            f'{PUBLISHED_BATCH * PUBLISHED_PROCESSES} on {PUBLISHED_PROCESSES} {PUBLISHED_ON} of '
+            "the paper; computed against them are the plain network and the released code's "
+            'blocks.'
         )
     for kind, what in dict(network='step', kernel='kernel').items():
         steps = max((result.case['setup']['steps'] for result in results.of_kind(kind)), default=1)

@@ -2,7 +2,7 @@
 
 The file is one object::
 
-    format          1
+    format          2
     command         the command line, program first
     started         'YYYY-MM-DD HH:MM:SS'; likewise finished, null as long as it is not
     interrupted     whether it was ended before it was through
@@ -13,7 +13,7 @@ The file is one object::
     preset          its name, or null
     cases           a list of
         kind            'network' or 'kernel'
-        network, batch, size, width, frozen_stages, measures       of a network
+        network, batch, size, width, frozen_stages, measures, accumulate, processes  of a network
         in_channels, out_channels, kernel_size                     of a kernel
         purpose         what the preset wants it for
         setup           device, amp, channels_last, compile, optimizer, steps
@@ -23,14 +23,16 @@ The file is one object::
             failures        why something was not measured, one line, by what
             seconds         lists of one number a repeat, by quantity: see below
             bytes           by what they hold: see mmorepa.benchmark.memory.measure
+            sent            bytes that a process sends in a step, by collective
+            operations      of a step but its optimizer: see mmorepa.benchmark.study.totals
+            computed        seconds that a step would take, by GPU: no measurement
             summary         of each quantity: median, lower and upper quartile, lowest, highest
             ratio           of the step to the first subject's, paired by repeat: likewise
 
-Quantities of a network are ``step``, ``forward``, ``backward``, ``optimizer``,
-``generation_forward`` and ``generation_backward``, see
-:class:`mmorepa.benchmark.steps.TrainStep`; ``eval`` and ``deploy``, an evaluation step in training
-and in deploy form. Those of a kernel are ``step``, ``forward`` and ``backward``. ``summary`` and
-``ratio`` follow from ``seconds`` and are not read back.
+Quantities of a network are ``step``, ``forward``, ``backward``, ``optimizer``, ``generate`` and
+``pull_back``, see :class:`mmorepa.benchmark.steps.TrainStep`; ``eval`` and ``deploy``, an
+evaluation step in training and in deploy form. Those of a kernel are ``step``, ``generate`` and
+``pull_back``. ``summary`` and ``ratio`` follow from ``seconds`` and are not read back.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ from pathlib import Path
 from ..checkpoints.files import written_whole
 from ..errors import UserError
 from .plan import label
-from .spread import Spread, differences, ratios, spread, sums
+from .spread import Spread, ratios, spread, sums
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -59,6 +61,9 @@ class Measured:
     failures: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
+    operations: dict[str, int] = field(default_factory=dict)
+    computed: dict[str, float] = field(default_factory=dict)
 
     def record(self, quantity: str, seconds: float) -> None:
         """Add a sample."""
@@ -68,14 +73,10 @@ class Measured:
         """Those of a quantity, or of one that follows from several.
 
         Args:
-            quantity (str): One of the file's; ``'generation'``, forward and backward;
-                ``'forward rest'`` and ``'backward rest'``, without generation.
+            quantity (str): One of the file's; ``'generation'``, generating and pulling back.
         """
         if quantity == 'generation':
-            return sums(self.samples('generation_forward'), self.samples('generation_backward'))
-        if quantity.endswith(' rest'):
-            part = quantity.removesuffix(' rest')
-            return differences(self.samples(part), self.samples(f'generation_{part}'))
+            return sums(self.samples('generate'), self.samples('pull_back'))
         return self.seconds.get(quantity, [])
 
     def spread(self, quantity: str) -> Spread | None:

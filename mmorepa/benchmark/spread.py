@@ -58,11 +58,6 @@ def sums(*lists: Sequence[float]) -> list[float]:
     return [sum(values) for values in zip(*lists)]
 
 
-def differences(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    """``values`` less ``others``, repeat by repeat; ``values`` where the others are not there."""
-    return [a - b for a, b in zip(values, others)] if others else list(values)
-
-
 def digits(number: float) -> str:
     """Three digits, never as a power of ten."""
     return f'{number:.0f}' if abs(number) >= 100 else f'{number:.3g}'

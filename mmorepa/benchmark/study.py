@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -17,15 +17,18 @@ from torch import nn
 
 from ..analysis.measured_run import git_commit, machine
 from ..convs import OREPAConv2d, switch_to_deploy
+from ..convs.generated import GeneratedConv2d
 from ..errors import UserError
 from ..version import __version__
-from . import memory, released
+from . import memory, processes, released
+from .counted_step import CountedStep, count_step
 from .floor import Floor
 from .plan import Case, KernelCase, NetworkCase
 from .results import CaseResult, Measured, Results
+from .roofline import computed
 from .steps import EvalStep, Generation, TrainStep, images
-from .subjects import VARIANTS, Subject, build
-from .timing import Sample, reason_of, run_in_turn
+from .subjects import Subject, build
+from .timing import Sample, failing_to, run_in_turn
 
 #: The subjects of a kernel.
 KERNEL, RELEASED_KERNEL = 'OREPA', 'released-OREPA'
@@ -44,9 +47,10 @@ class Study:
         released_path (str, optional): A checkout of the released code.
         command (str): The command line, to be noted.
         preset (str, optional): Its name, to be noted.
+        threads_each (int): Threads of each process where several train. Defaults to 1.
 
     Raises:
-        UserError: If there is no such device or checkout.
+        UserError: If there is no such device or checkout, or too few GPUs for the processes.
 
     Attributes:
         results (Results): What has been measured so far.
@@ -60,15 +64,20 @@ class Study:
         released_path: str | None = None,
         command: str = '',
         preset: str | None = None,
+        threads_each: int = 1,
     ):
         if released_path is not None:
             released.check(released_path)
         for device in {case.setup.device for case in cases}:
             use_device(device)
+        for case in cases:
+            if isinstance(case, NetworkCase):
+                processes.check(case)
         self.cases = cases
         self.repeats = repeats
         self.warm_up = warm_up
         self.released_path = released_path
+        self.threads_each = threads_each
         self.results = Results(
             command=command,
             machine=machine(),
@@ -116,7 +125,7 @@ class Study:
         repeats = self.warm_up + self.repeats
         if isinstance(case, KernelCase):
             return repeats * len(kernel_subjects(case))
-        runs = dict(train=repeats, memory=1, eval=2 * repeats)
+        runs = dict(train=repeats, memory=1, eval=2 * repeats, operations=1)
         return len(case.subjects) * sum(runs[measure] for measure in case.measures)
 
     def measure(self, case: Case, tick: Callable[[], None]) -> None:
@@ -138,22 +147,42 @@ class Study:
             torch.cuda.empty_cache()
 
     def _measure_network(self, case: NetworkCase, result: CaseResult, tick) -> None:
+        result.subjects += [Measured(subject.name, subject.rung) for subject in case.subjects]
+        if case.processes > 1:
+            self._measure_processes(case, result)
+        else:
+            self._measure_alone(case, result, tick)
+        if 'operations' in case.measures:
+            self._count(case, result, tick)
+
+    def _measure_processes(self, case: NetworkCase, result: CaseResult) -> None:
+        if 'train' in case.measures:
+            failures: dict[str, str] = {}
+            with failing_to(failures, 'train'):
+                result.subjects[:] = processes.measure(
+                    case, self.repeats, self.warm_up, self.released_path, self.threads_each
+                )
+            for subject in result.subjects:
+                subject.failures.update(failures)
+
+    def _measure_alone(self, case: NetworkCase, result: CaseResult, tick) -> None:
+        if not {'train', 'memory', 'eval'} & set(case.measures):
+            return
         networks: dict[str, nn.Module] = {}
         for subject in case.subjects:
-            result.subjects.append(Measured(subject.name, subject.rung))
-            with failing_to(result[subject.name], 'build'):
+            with failing_to(result[subject.name].failures, 'build'):
                 networks[subject.name] = self._build(subject, case)
                 result[subject.name].trainable = trainable(networks[subject.name])
         x = images(case.batch, case.size, case.setup)
         if {'train', 'memory'} & set(case.measures):
             steps: dict[str, TrainStep] = {}
             for name, network in networks.items():
-                with failing_to(result[name], 'train'):
-                    steps[name] = TrainStep(network, x, case.setup)
+                with failing_to(result[name].failures, 'train'):
+                    steps[name] = TrainStep(network, x, case.setup, case.accumulate)
             if 'train' in case.measures:
                 self._in_turn({(name, ''): step for name, step in steps.items()}, result, tick)
             for name in steps if 'memory' in case.measures else ():
-                with failing_to(result[name], 'memory'):
+                with failing_to(result[name].failures, 'memory'):
                     result[name].bytes = memory.measure(steps[name])
                 tick()
             del steps
@@ -165,12 +194,21 @@ class Study:
                     continue
                 # The released blocks fold into the same plain convolutions.
                 if subject.released is None:
-                    with failing_to(result[name], 'deploy'):
+                    with failing_to(result[name].failures, 'deploy'):
                         deployed = switch_to_deploy(network, inplace=False)
                         forms[name, 'deploy'] = EvalStep(deployed, x, case.setup)
-                with failing_to(result[name], 'eval'):
+                with failing_to(result[name].failures, 'eval'):
                     forms[name, 'eval'] = EvalStep(network, x, case.setup)
             self._in_turn(forms, result, tick)
+
+    def _count(self, case: NetworkCase, result: CaseResult, tick) -> None:
+        for subject in case.subjects:
+            measured = result[subject.name]
+            with failing_to(measured.failures, 'operations'):
+                steps = count_step(partial(self._build, subject, case), case, subject.shared_out)
+                measured.operations = totals(steps)
+                measured.computed = computed(steps, case.accumulate, case.processes)
+            tick()
 
     def _build(self, subject: Subject, case: NetworkCase) -> nn.Module:
         return build(subject, case.network, case.width, case.frozen_stages, self.released_path)
@@ -182,12 +220,10 @@ class Study:
         actions: dict[tuple[str, str], Action] = {}
         for name in kernel_subjects(case):
             result.subjects.append(Measured(name))
-            with failing_to(result[name], 'build'):
+            with failing_to(result[name].failures, 'build'):
                 other = block
                 if name == RELEASED_KERNEL:
                     other = released.build_block(self.released_path, *shape)
-                elif name in VARIANTS:
-                    other = OREPAConv2d(*shape, padding=padding, bias=False, **VARIANTS[name])
                 kind = Floor if name == FLOOR else Generation
                 actions[name, ''] = kind(other, case.setup)
         result[KERNEL].trainable = trainable(block)
@@ -214,27 +250,42 @@ class Study:
 
 def kernel_subjects(case: KernelCase) -> list[str]:
     """The subjects of a kernel, the floor first."""
-    # Of a 1x1 block nothing is compiled.
-    variants = [
-        name
-        for name, options in VARIANTS.items()
-        if case.kernel_size > 1 or not options.get('compile')
-    ]
-    return [FLOOR, KERNEL, *variants, *[RELEASED_KERNEL] * case.released]
+    return [FLOOR, KERNEL, *[RELEASED_KERNEL] * case.released]
+
+
+def totals(steps: Sequence[CountedStep]) -> dict[str, int]:
+    """What a training step hands to the device, the optimizer's own step left out.
+
+    Args:
+        steps (Sequence[CountedStep]): Of the processes, where they do not all do the same.
+
+    Returns:
+        dict[str, int]: Numbers of operations, ``'network'``, forward and backward pass with what
+        is generated within them, and ``'update'``, pulling back and generating in squeezed
+        training; ``'flops'`` and ``'bytes'``, floating-point work and memory traffic of both. Of
+        the process with most of each.
+    """
+
+    def counts(step: CountedStep) -> dict[str, int]:
+        both = step.without_optimizer
+        network = step.parts['forward'].total + step.parts['backward'].total
+        return dict(
+            network=network, update=both.total - network, flops=both.flops, bytes=both.bytes
+        )
+
+    counted = [counts(step) for step in steps]
+    return {name: max(found[name] for found in counted) for name in counted[0]}
 
 
 def trainable(network: nn.Module) -> int:
-    """The number of parameters that are trained."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
-@contextlib.contextmanager
-def failing_to(measured: Measured, what: str) -> Iterator[None]:
-    """Note an exception under ``what``, in one line, and go on."""
-    try:
-        yield
-    except Exception as error:
-        measured.failures[what] = reason_of(error)
+    """The number of parameters that are trained: in squeezed training the branches', not leaves."""
+    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    for module in network.modules():
+        if isinstance(module, GeneratedConv2d) and module.mode == 'squeezed':
+            leaf = module.weight
+            if leaf.requires_grad:
+                count += sum(p.numel() for p in module.kernel.parameters()) - leaf.numel()
+    return count
 
 
 def use_device(device: str) -> None:

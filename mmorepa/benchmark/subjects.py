@@ -27,20 +27,16 @@ NETWORKS: dict[str, dict] = {
     **{f'repvgg-{arch.lower()}': dict(type='OREPARepVGG', arch=arch) for arch in ARCHS},
 }
 
-#: Options of OREPA blocks that change what they cost, by the subject's name.
-VARIANTS: dict[str, dict] = {
-    'OREPA-compiled': dict(compile=True),
-    'OREPA-bfloat16': dict(matmul_dtype='bfloat16'),
-    'OREPA-compiled-bfloat16': dict(compile=True, matmul_dtype='bfloat16'),
-}
-
 #: Subjects by name: ``reparam`` of the backbones.
 REPARAMS: dict[str, str | dict | None] = {
     'none': None,
     **{name: name for name in BLOCKS if name != 'OREPA-RepVGG'},
+    'OREPA-squeezed': dict(type='OREPA', mode='squeezed'),
     'OREPA-offline': dict(type='OREPA', mode='offline'),
-    **{name: dict(options, type='OREPA') for name, options in VARIANTS.items()},
 }
+
+#: The subject of squeezed training whose update is shared out among processes.
+SHARED_OUT = 'OREPA-shared-out'
 
 RELEASED = 'released-'
 
@@ -56,6 +52,7 @@ class Subject:
         released (str, optional): A block of the released code, see
             :data:`mmorepa.benchmark.released.BLOCKS`.
         rung (str): In the paper's comparison, what has been added to the network so far.
+        shared_out (bool): Whether processes share out the update of squeezed training.
     """
 
     name: str
@@ -63,6 +60,7 @@ class Subject:
     config: str | None = None
     released: str | None = None
     rung: str = ''
+    shared_out: bool = False
 
 
 def parse(text: str) -> Subject:
@@ -76,6 +74,8 @@ def parse(text: str) -> Subject:
             raise UserError(f'no config at {text}: check the path')
         return Subject(Path(text).stem, config=text)
     known = {name.lower(): Subject(name, reparam) for name, reparam in REPARAMS.items()}
+    squeezed = REPARAMS['OREPA-squeezed']
+    known[SHARED_OUT.lower()] = Subject(SHARED_OUT, squeezed, shared_out=True)
     for block in released.BLOCKS:
         known[RELEASED + block.lower()] = Subject(RELEASED + block, released=block)
     if text.lower() not in known:

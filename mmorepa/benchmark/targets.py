@@ -13,10 +13,10 @@ from .plan import Case, KernelCase, NetworkCase, Setup, for_kernels
 from .results import CaseResult, Results
 from .spread import Spread, spread
 from .study import FLOOR, RELEASED_KERNEL
-from .subjects import RELEASED, VARIANTS, parse
+from .subjects import RELEASED, SHARED_OUT, parse
 
 NETWORKS = ('resnet18', 'resnet50')
-NONE, OREPA = 'none', 'OREPA'
+NONE, OREPA, SQUEEZED = 'none', 'OREPA', 'OREPA-squeezed'
 
 #: Input and output channels of the 3 x 3 and 1 x 1 kernels; and the stem's I, O and k.
 CHANNELS = (64, 128, 256, 512)
@@ -26,9 +26,12 @@ CPU_BATCH = 8
 GPU_BATCHES = (64, 256)
 MEMORY_BATCH = 64
 ALL_STAGES = 4
+ACCUMULATE = 4
+PROCESSES = 2
 
 #: What the cases are for.
 STEP, GPU_STEP, FROZEN, MEMORY, GENERATION = 'step', 'GPU step', 'frozen', 'memory', 'generation'
+ACCUMULATED, TOGETHER = 'accumulated', 'together'
 
 
 def plan(
@@ -39,7 +42,6 @@ def plan(
     size: int = 224,
     width: float = 1.0,
     channels: Sequence[int] = CHANNELS,
-    variants: Sequence[str] = tuple(VARIANTS),
 ) -> list[Case]:
     """What has to be measured.
 
@@ -52,8 +54,6 @@ def plan(
         size (int): Pixels; the targets are for 224.
         width (float): Factor on all channels; the targets are for 1.
         channels (Sequence[int]): Of the kernels; the target is for 512.
-        variants (Sequence[str]): Of :data:`mmorepa.benchmark.subjects.VARIANTS`, those whose steps
-            are measured. Defaults to all.
 
     Returns:
         list[Case]: Kernels first, then network by network.
@@ -61,27 +61,43 @@ def plan(
     cpu, gpu = Setup('cpu'), Setup('cuda', amp=True, channels_last=True, steps=4)
     anywhere = cpu if on_cpu else gpu
     pair = (parse(NONE), parse(OREPA))
-    subjects = (*pair, parse(RELEASED + OREPA)) if with_released else pair
-    in_steps = (*subjects, *[parse(name) for name in variants])
+    three = (*pair, parse(SQUEEZED))
+    subjects = (*three, parse(RELEASED + OREPA)) if with_released else three
     shapes = [*[(c, c, k) for k in (3, 1) for c in channels], STEM]
     cases: list[Case] = [
         KernelCase(*shape, with_released, for_kernels(anywhere), GENERATION) for shape in shapes
     ]
-    for network in networks:
-        # Subjects, batch, measures, setup, purpose, frozen stages.
-        wanted = []
-        if on_cpu:
-            wanted.append((in_steps, CPU_BATCH, ('train', 'memory', 'eval'), cpu, STEP, -1))
-        for batch in GPU_BATCHES if on_gpu else ():
-            wanted.append((in_steps, batch, ('train', 'memory', 'eval'), gpu, GPU_STEP, -1))
-        for frozen in (ALL_STAGES, 2):
-            batch = CPU_BATCH if on_cpu else GPU_BATCHES[0]
-            wanted.append((pair, batch, ('train',), anywhere, FROZEN, frozen))
-        wanted.append((subjects, MEMORY_BATCH, ('memory',), anywhere, MEMORY, -1))
-        for who, batch, measures, setup, purpose, frozen in wanted:
-            cases.append(
-                NetworkCase(who, network, batch, size, width, frozen, measures, setup, purpose)
-            )
+    everything = ('train', 'memory', 'eval')
+    wanted: list[dict] = []
+    if on_cpu:
+        base = dict(subjects=three, batch=CPU_BATCH, measures=('train',), setup=cpu)
+        wanted += [
+            dict(base, subjects=subjects, measures=everything, purpose=STEP),
+            dict(base, purpose=ACCUMULATED, accumulate=ACCUMULATE),
+            dict(
+                base,
+                subjects=(*three, parse(SHARED_OUT)),
+                purpose=TOGETHER,
+                processes=PROCESSES,
+            ),
+        ]
+    for batch in GPU_BATCHES if on_gpu else ():
+        wanted.append(
+            dict(subjects=subjects, batch=batch, measures=everything, setup=gpu, purpose=GPU_STEP)
+        )
+    batch = CPU_BATCH if on_cpu else GPU_BATCHES[0]
+    base = dict(setup=anywhere, batch=batch, measures=('train',))
+    wanted += [
+        dict(base, subjects=pair, purpose=FROZEN, frozen_stages=frozen)
+        for frozen in (ALL_STAGES, 2)
+    ]
+    base = dict(setup=anywhere, batch=MEMORY_BATCH, measures=('memory',))
+    wanted.append(dict(base, subjects=subjects, purpose=MEMORY))
+    cases += [
+        NetworkCase(network=network, size=size, width=width, **condition)
+        for network in networks
+        for condition in wanted
+    ]
     return cases
 
 
@@ -103,9 +119,14 @@ class Target:
     ratio: Callable[[CaseResult], Spread | None] = field(repr=False)
 
 
-def step(result: CaseResult, subject: str = OREPA) -> Spread | None:
-    """A training step of a subject over one without re-parameterisation."""
-    return result[subject].ratio(result[NONE])
+def step(result: CaseResult, subject: str = OREPA, over: str = NONE) -> Spread | None:
+    """A training step of a subject over another's."""
+    return result[subject].ratio(result[over])
+
+
+def sent(result: CaseResult, subject: str) -> Spread | None:
+    """What a process sends in a step over what it sends without re-parameterisation."""
+    return _quotient(*(sum(result[name].sent.values()) or None for name in (subject, NONE)))
 
 
 def generation(result: CaseResult, subject: str = OREPA) -> Spread | None:
@@ -114,16 +135,16 @@ def generation(result: CaseResult, subject: str = OREPA) -> Spread | None:
 
 
 def evaluation(result: CaseResult) -> Spread | None:
-    """An evaluation step in training form over one in deploy form."""
-    return result[OREPA].ratio(result[OREPA], 'eval', 'deploy')
+    """An evaluation step over one without re-parameterisation, BatchNorms folded in neither."""
+    return result[OREPA].ratio(result[NONE], 'eval')
 
 
-def kept(result: CaseResult) -> Spread | None:
-    """What a step keeps beside parameters, gradients and optimizer state, OREPA over none.
+def kept(result: CaseResult, subject: str = OREPA) -> Spread | None:
+    """What a step keeps beside parameters, gradients and optimizer state, a subject over none.
 
     On a GPU by the peak of its allocator, on a CPU by what autograd saves.
     """
-    ours, plain = result[OREPA], result[NONE]
+    ours, plain = result[subject], result[NONE]
     by_peak = ours.peak_rest_bytes, plain.peak_rest_bytes
     counted = ours.saved_bytes, plain.saved_bytes
     return _quotient(*(counted if None in by_peak else by_peak))
@@ -148,11 +169,22 @@ def _targets() -> list[Target]:
     no_target = (None, None)
     on_cpu = dict(purpose=STEP, batch=CPU_BATCH)
     found = each('training step: OREPA over none', (1.40, 1.35), step, **on_cpu)
-    for name in VARIANTS:
+    for name in (SQUEEZED, RELEASED + OREPA):
         what = f'training step: {name} over none'
         found += each(what, no_target, partial(step, subject=name), **on_cpu)
-    of_released = partial(step, subject=RELEASED + OREPA)
-    found += each('training step: released code over none', no_target, of_released, **on_cpu)
+    what = f'training step: {SQUEEZED} over OREPA'
+    found += each(what, (1.00, 1.00), partial(step, subject=SQUEEZED, over=OREPA), **on_cpu)
+    accumulated = {OREPA: no_target, SQUEEZED: (1.15, None)}
+    for name, targets in accumulated.items():
+        what = f'training step of {ACCUMULATE} micro-batches: {name} over none'
+        found += each(what, targets, partial(step, subject=name), purpose=ACCUMULATED)
+    together = {OREPA: no_target, SQUEEZED: no_target, SHARED_OUT: (1.20, 1.12)}
+    for name, targets in together.items():
+        what = f'training step of {PROCESSES} processes: {name} over none'
+        found += each(what, targets, partial(step, subject=name), purpose=TOGETHER)
+    for name in together:
+        what = f'bytes sent by {PROCESSES} processes: {name} over none'
+        found += each(what, no_target, partial(sent, subject=name), purpose=TOGETHER)
     for size in (3, 1):
         for channels in CHANNELS:
             case = dict(
@@ -161,22 +193,22 @@ def _targets() -> list[Target]:
             at_most = 1.3 if (channels, size) == (512, 3) else None
             found.append(Target('kernel generation over its floor', at_most, case, generation))
             if (channels, size) == (512, 3):
-                for name in (*VARIANTS, RELEASED_KERNEL):
-                    what = f'kernel generation, {name}, over the floor of float32'
-                    found.append(Target(what, None, case, partial(generation, subject=name)))
+                what = f'kernel generation, {RELEASED_KERNEL}, over the floor'
+                of_released = partial(generation, subject=RELEASED_KERNEL)
+                found.append(Target(what, None, case, of_released))
     stem = dict(purpose=GENERATION, kernel_size=STEM[2])
     found.append(Target('kernel generation over its floor, stem', None, stem, generation))
     for batch, targets in zip(GPU_BATCHES, ((1.12, 1.08), (1.05, 1.04))):
-        on_gpu = dict(purpose=GPU_STEP, batch=batch)
-        found += each('training step on a GPU: OREPA over none', targets, step, **on_gpu)
-        for name in VARIANTS:
+        for name in (OREPA, SQUEEZED):
             what = f'training step on a GPU: {name} over none'
-            found += each(what, no_target, partial(step, subject=name), **on_gpu)
+            ratio = partial(step, subject=name)
+            found += each(what, targets, ratio, purpose=GPU_STEP, batch=batch)
     at_64 = dict(purpose=MEMORY, batch=MEMORY_BATCH)
-    what = 'memory less parameters, gradients, optimizer state: OREPA over none'
-    found += each(what, (1.02, 1.02), kept, **at_64)
+    for name, at_most in {OREPA: 1.02, SQUEEZED: 1.00}.items():
+        what = f'memory less parameters, gradients, optimizer state: {name} over none'
+        found += each(what, (at_most, at_most), partial(kept, subject=name), **at_64)
     found += each('activations alone: OREPA over none', no_target, activations, **at_64)
-    what = 'evaluation step: training form over deploy form'
+    what = 'evaluation step in training form: OREPA over none'
     found += each(what, (1.02, 1.02), evaluation, **on_cpu)
     what = 'training step, all stages frozen: OREPA over none'
     found += each(what, (1.00, 1.00), step, purpose=FROZEN, frozen_stages=ALL_STAGES)

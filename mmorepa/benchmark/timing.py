@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -11,6 +12,9 @@ from ..errors import UserError
 
 #: Seconds of one run, by what they were spent on.
 Sample = Mapping[str, float]
+
+#: A name and work.
+Part = tuple[str, Callable[[], None]]
 
 
 class Clock:
@@ -52,6 +56,30 @@ class Clock:
     def between(self, begin, end) -> float:
         """Seconds from one mark to another; on a GPU both have to be reached."""
         return begin.elapsed_time(end) / 1e3 if self.is_cuda else end - begin
+
+    def timed(self, parts: Sequence[Part], steps: int) -> dict[str, float]:
+        """Run parts of work one after the other, several times over.
+
+        Args:
+            parts (Sequence[Part]): In order; a name may come more than once.
+            steps (int): How often.
+
+        Returns:
+            dict[str, float]: Seconds of each name, divided by ``steps``; and as ``'step'`` those
+            from the moment when the device has nothing to do to the moment when it has nothing to
+            do again, likewise.
+        """
+        began = self.now()
+        marks = [self.mark()]
+        for _ in range(steps):
+            for _, work in parts:
+                work()
+                marks.append(self.mark())
+        whole = self.now() - began
+        sample: dict[str, float] = {}
+        for (name, _), begin, end in zip(steps * list(parts), marks, marks[1:]):
+            sample[name] = sample.get(name, 0.0) + self.between(begin, end) / steps
+        return {**sample, 'step': whole / steps}
 
 
 def run_in_turn(
@@ -98,6 +126,15 @@ def rotated(names: list, by: int) -> list:
     """
     by = by % len(names) if names else 0
     return names[by:] + names[:by]
+
+
+@contextlib.contextmanager
+def failing_to(failures: dict[str, str], what: str) -> Iterator[None]:
+    """Note an exception under ``what``, in one line, and go on."""
+    try:
+        yield
+    except Exception as error:
+        failures[what] = reason_of(error)
 
 
 def reason_of(error: Exception) -> str:

@@ -182,5 +182,9 @@ def count_bytes(model: nn.Module) -> int:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of parameters of ``model``."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """The number of parameters of ``model`` that a checkpoint has.
+
+    The kernels that squeezed training holds as leaves follow from those.
+    """
+    saved = model.state_dict()
+    return sum(p.numel() for name, p in model.named_parameters() if name in saved)

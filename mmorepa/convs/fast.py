@@ -22,10 +22,13 @@ from torch.autograd import forward_ad
 
 from . import branches
 from .branches import SEPARABLE_MULTIPLIER, Branch
+from .precision import without_autocast
 from .rows import as_kernel
 
 #: How many numbers of a kernel a core's cache holds, with those that go into it.
 CACHED = 2**18
+#: How many sums of the separable branch it holds beside those.
+CACHED_SUMS = 2**17
 
 
 def sum_of_kernels(block: nn.Module) -> Tensor:
@@ -88,7 +91,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
         # A backward pass may run under autocast; kernels keep their precision all the same.
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device):
             if torch.is_grad_enabled():
                 return None, None, *_differentiable(ctx.block, ctx.names, tensors, wanted, grad)
             found = [torch.empty_like(t) if wants else None for t, wants in zip(tensors, wanted)]
@@ -425,16 +428,16 @@ def _pull_separable_back(grad, is_first, to, depthwise, pointwise, scale) -> Non
 def _pull_separable_back_in_passes(grad, is_first, to, depthwise, pointwise, scale) -> None:
     s, u, t, w = grad.shape
     if 'depthwise' in to:
-        # (s, 32, 8, t, w): sums beside each other, since one would be too short a vector.
-        beside = min(32, u)
+        # (s, n, 8, t, w): sums beside each other, as many as stay in a cache; fewer calls so.
+        beside = max(1, min(u, CACHED_SUMS // (s * SEPARABLE_MULTIPLIER * t * w)))
         sums = grad.new_zeros(s, beside, SEPARABLE_MULTIPLIER, t, w)
         shares = pointwise if scale is None else pointwise * scale[:, :, None, None]
         for one_grad, one_share in zip(grad.split(beside, 1), shares.split(beside, 1)):
             sums[:, : one_grad.shape[1]].addcmul_(one_share.unsqueeze(3), one_grad.unsqueeze(2))
         found = sums.sum(1)
         to['depthwise'].copy_(found) if is_first else to['depthwise'].add_(found)
-    found = grad.new_zeros(s, u, SEPARABLE_MULTIPLIER, w)
-    for tap in range(t):
+    found = torch.mul(grad[:, :, 0, None], depthwise[:, None, :, 0])
+    for tap in range(1, t):
         found.addcmul_(grad[:, :, tap, None], depthwise[:, None, :, tap])
     _pull_back_scaled(found, True, to, 'pointwise', pointwise, scale)
 

@@ -13,6 +13,7 @@ from ..errors import UserError
 from .conv2d import conv2d
 from .fast import is_traced
 from .held import Snapshot
+from .precision import without_autocast
 from .reparam import ReparamConv2d, geometry
 from .rows import in_order
 
@@ -351,13 +352,6 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
 TRAINING_ADVICE = (
     "train it with mmorepa.SqueezedTraining, or OREPAOptimWrapperConstructor, or in mode='online'"
 )
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """A context without autocast, on any device."""
-    if device.type == 'meta':  # which has none
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def tensors_in(kernel: nn.Module) -> Iterator[Tensor]:

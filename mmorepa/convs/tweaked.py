@@ -10,6 +10,7 @@ from .constants import ConstantsMixin
 from .conv2d import conv2d
 from .gradient_tweaking import multiplier, tweak
 from .orepa import Branches, OREPAConv2d
+from .precision import without_autocast
 from .reparam import ReparamConv2d, geometry
 
 
@@ -131,5 +132,5 @@ class _Tweaked(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (multiplier,) = ctx.saved_tensors
         # A backward pass may run under autocast; gradients keep their precision all the same.
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device):
             return tweak(grad, multiplier.to(grad.dtype)), None

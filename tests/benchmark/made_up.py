@@ -11,7 +11,7 @@ def measured(name, scale=1.0, generation=False, **kwargs):
     """A subject with three repeats: a step takes ``scale`` times 9, 10 and 12 seconds."""
     parts = dict(step=1.0, forward=0.4, backward=0.5, optimizer=0.1, eval=0.2, deploy=0.1)
     if generation:
-        parts.update(generation_forward=0.1, generation_backward=0.2)
+        parts.update(forward=0.3, backward=0.3, generate=0.1, pull_back=0.2)
     repeats = (9.0, 10.0, 12.0)
     seconds = {part: [scale * share * r for r in repeats] for part, share in parts.items()}
     saved = dict(activations=100 * MIB, kernels=20 * MIB if generation else 0)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mmorepa.benchmark import command
-from mmorepa.benchmark.plan import KernelCase, conditions, label
+from mmorepa.benchmark.plan import KernelCase, NetworkCase, conditions, label
 from mmorepa.errors import UserError
 from support import CONFIG, ROOT, run
 
@@ -58,10 +58,27 @@ def test_whole(tmp_path):
 class TestPlan:
     def test_default(self, monkeypatch):
         (case,) = command.plan(options(monkeypatch, '--device', 'cpu'))
-        assert [s.name for s in case.subjects] == ['none', 'DBB', 'OREPA', 'OREPA-offline']
+        assert [s.name for s in case.subjects] == list(command.DEFAULT_SUBJECTS)
         assert case.label() == 'resnet18, 8 × 224²'
-        assert case.measures == ('train', 'memory', 'eval')
+        assert case.measures == ('train', 'memory', 'eval', 'operations')
         assert case.setup.steps == 1
+        assert (case.accumulate, case.processes) == (1, 1)
+
+    def test_accumulate(self, monkeypatch):
+        (case,) = command.plan(options(monkeypatch, '--accumulate', 4))
+        assert case.label() == 'resnet18, 8 × 224², 4 micro-batches'
+
+    def test_processes(self, monkeypatch):
+        (case,) = command.plan(options(monkeypatch, '--processes', 2))
+        assert [s.name for s in case.subjects] == [
+            'none',
+            'OREPA',
+            'OREPA-squeezed',
+            'OREPA-shared-out',
+        ]
+        assert [s.shared_out for s in case.subjects] == [False, False, False, True]
+        assert case.measures == ('train', 'operations')
+        assert case.label() == 'resnet18, 8 × 224², 2 processes'
 
     def test_setup(self, monkeypatch):
         arguments = '--device cuda:1 --amp --channels-last --compile --optimizer fused'.split()
@@ -94,6 +111,23 @@ class TestPlan:
         (case,) = command.plan(options(monkeypatch, '--preset', 'paper', '--batch', 64))
         assert (case.batch, len(case.subjects), case.network) == (64, 9, 'resnet18')
 
+    def test_roofline(self, monkeypatch, tmp_path):
+        plan = command.plan(options(monkeypatch, '--preset', 'roofline', '--released', tmp_path))
+        assert [case.label() for case in plan] == [
+            'resnet18, 64 × 224², 4 processes',
+            'resnet50, 64 × 224², 4 processes',
+        ]
+        assert {case.measures for case in plan} == {('operations',)}
+        assert [s.name for s in plan[0].subjects][3:] == [
+            'OREPA-shared-out',
+            'released-DBB',
+            'released-OREPA',
+        ]
+        (case,) = command.plan(
+            options(monkeypatch, *'--preset roofline --network resnet34 --processes 8'.split())
+        )
+        assert case.processes == 8
+
     def test_targets(self, monkeypatch):
         plan = command.plan(
             options(monkeypatch, '--preset', 'targets', '--size', 64, '--device', 'cpu')
@@ -112,6 +146,11 @@ class TestPlan:
             ('none --preset paper', 'chooses SUBJECT itself'),
             ('--preset targets --batch 3', 'chooses batch itself'),
             ('--preset targets --kernels 3', 'chooses kernels itself'),
+            ('--preset targets --processes 3', 'chooses processes itself'),
+            ('--preset paper --accumulate 3', 'chooses accumulate itself'),
+            ('--preset roofline --measure train', 'chooses measure itself'),
+            ('OREPA-shared-out', 'give --processes 2 or more'),
+            ('--processes 2 --measure eval memory', 'leave out --processes, or give train'),
         ],
     )
     def test_what_does_not_go_together(self, monkeypatch, text, message):
@@ -138,9 +177,11 @@ def test_conditions_vary_one_at_a_time():
         (dict(width=0.5), 'resnet18, 8 × 224², width ×0.5'),
         (dict(frozen_stages=2), 'resnet18, 8 × 224², 2 stages frozen'),
         (dict(network=None), 'configs, 8 × 224²'),
+        (dict(accumulate=4), 'resnet18, 8 × 224², 4 micro-batches'),
+        (dict(processes=2), 'resnet18, 8 × 224², 2 processes'),
     ],
     ids=str,
 )
 def test_label(change, expected):
-    base = dict(kind='network', network='resnet18', batch=8, size=224, width=1.0, frozen_stages=-1)
+    base = NetworkCase((), 'resnet18', 8, 224).describe()
     assert label({**base, **change}) == expected

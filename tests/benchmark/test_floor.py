@@ -74,4 +74,4 @@ def test_every_parameter_is_read_and_every_gradient_written():
 
 
 def test_sample():
-    assert set(Floor(OREPAConv2d(4, 6, 3), Setup(steps=2))()) == {'step', 'forward', 'backward'}
+    assert set(Floor(OREPAConv2d(4, 6, 3), Setup(steps=2))()) == {'step', 'generate', 'pull_back'}

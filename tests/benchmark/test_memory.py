@@ -122,7 +122,7 @@ def test_measuring_leaves_nothing_behind():
     step = step_of(network)
     measure(step)
     assert all(p.grad is None for p in network.parameters())
-    assert not any('squeeze' in vars(m) or '_conv_forward' in vars(m) for m in network.modules())
+    assert not any('_kernel_in' in vars(m) for m in network.modules())
     assert step.loss is None
     copy.deepcopy(network)
 
@@ -175,10 +175,10 @@ class TestGenerators:
         assert [g.module for g in generators(nn.Sequential(stem, Layer()))][0] is stem
         assert len(generators(nn.Sequential(stem, Layer()))) == 2
 
-    def test_watching_sees_the_kernel_and_what_is_convolved_with(self):
+    def test_watching_sees_what_is_convolved_with(self):
         block = OREPAConv2d(2, 4, 3, padding=1)
         seen = []
         with watched(block, lambda: seen.append('begin'), lambda kernel: seen.append(kernel.shape)):
             block(torch.zeros(1, 2, 4, 4))
         block(torch.zeros(1, 2, 4, 4))
-        assert seen == ['begin', (4, 2, 3, 3), (4, 2, 3, 3)]
+        assert seen == ['begin', (4, 2, 3, 3)]

@@ -112,29 +112,6 @@ def test_kernels():
     assert [list(line.get_ydata()) for line in ratios.lines[::3]] == [[1, 1], [2, 2]]
 
 
-def test_kernels_that_not_all_sizes_have():
-    """The legend has them all, each as it is drawn."""
-    cases = [
-        kernel_result(
-            *[measured(name) for name in names], channels=channels, kernel_size=kernel_size
-        )
-        for channels in (64, 128)
-        for kernel_size, names in (
-            (1, ['floor', 'OREPA', 'OREPA-bfloat16']),
-            (3, ['floor', 'OREPA', 'OREPA-compiled', 'OREPA-bfloat16']),
-        )
-    ]
-    figure = plots.kernels(results(*cases))
-    (legend,) = figure.legends
-    shown = {text.get_text() for text in legend.get_texts()}
-    assert shown == {'floor', 'OREPA', 'OREPA-compiled', 'OREPA-bfloat16'}
-    colours = {}
-    for axes in figure.axes[:2]:
-        for handle, label in zip(*axes.get_legend_handles_labels()):
-            colours.setdefault(label, set()).add(handle.lines[0].get_color())
-    assert all(len(found) == 1 for found in colours.values())
-
-
 @pytest.mark.parametrize('name', ['none', 'OREPA', 'MobileOne', 'some-config'])
 def test_looks_are_steady(name):
     names = ['none', 'OREPA', 'MobileOne', 'some-config']

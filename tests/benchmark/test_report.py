@@ -6,7 +6,10 @@ from benchmark.made_up import GPU, MIB, kernel_result, measured, network_result,
 from mmorepa.benchmark.growth import lines, sentences
 from mmorepa.benchmark.report import mebibytes, times, to_markdown, write_markdown
 from mmorepa.benchmark.results import Measured
+from mmorepa.benchmark.roofline import GPUS
 from mmorepa.benchmark.spread import digits, spread
+
+GPU_NAMES = [gpu.name for gpu in GPUS]
 
 
 def rows_of(text, title):
@@ -29,13 +32,13 @@ def test_training_step():
         'none',
         '10000 (9500 to 11000)',
         '–',
-        '–',
         '4000',
         '5000',
+        '–',
         '1000',
+        '–',
         '0.8',
     ]
-    # Generation is in forward and backward, and shown apart.
     assert ours == [
         'resnet18, 8 × 224²',
         'OREPA',
@@ -43,7 +46,8 @@ def test_training_step():
         '1.500',
         '4500',
         '4500',
-        '4500',
+        '3000',
+        '1500',
         '1500',
         '0.533',
     ]
@@ -76,11 +80,59 @@ def test_evaluation():
     assert row[5:] == ['4', '8']
 
 
+def test_bytes_sent():
+    plain = measured('none', sent=dict(allreduce=10 * MIB, broadcast=MIB))
+    ours = measured('OREPA-shared-out', sent=dict(allreduce=10 * MIB, broadcast=12 * MIB))
+    text = to_markdown(results(network_result(plain, ours, processes=2)))
+    header, *rows = rows_of(text, 'Bytes sent in a training step')
+    assert header[2:] == ['allreduce', 'broadcast', 'all', 'over the first']
+    assert [row[2:] for row in rows] == [['10', '1', '11', '–'], ['10', '12', '22', '2.000']]
+    assert 'give' in text and 'Processes train with DDP' in text
+
+
+def counted(name, network, update, seconds):
+    operations = dict(network=network, update=update, flops=int(5e9), bytes=int(2e9))
+    return measured(name, operations=operations, computed=dict.fromkeys(GPU_NAMES, seconds))
+
+
+def test_operations():
+    subjects = counted('none', 100, 0, 0.1), counted('OREPA-squeezed', 100, 40, 0.12)
+    condition = dict(measures=('operations',), batch=64, processes=4)
+    text = to_markdown(results(network_result(*subjects, **condition)))
+    _, plain, ours = rows_of(text, 'Operations of a training step')
+    assert plain[2:] == ['100', '0', '–', '5', '2']
+    assert ours[2:] == ['100', '40', '40', '5', '2']
+    header, plain, ours = rows_of(text, 'What a training step would cost: computed, not measured')
+    assert header[2:4] == ['V100, ms', 'over the first']
+    assert plain[2:4] == ['100', '–']
+    assert ours[2:4] == ['120', '1.20']
+    assert '**Computed, not measured**' in text
+
+
+def test_computed_against_published():
+    subjects = counted('none', 100, 0, 0.043), counted('released-OREPA', 100, 40, 0.06)
+    condition = dict(measures=('operations',), batch=64, processes=4)
+    text = to_markdown(results(network_result(*subjects, **condition)))
+    _, plain, ours = rows_of(text, 'Computed against published')
+    assert plain == ['resnet18', 'none', '0.043', '0.086', '-50 %', '–', '–', '–']
+    assert ours == [
+        'resnet18',
+        'released-OREPA',
+        '0.060',
+        '0.120',
+        '-50 %',
+        '1.40',
+        '1.40',
+        '+0 %',
+    ]
+
+
 def test_kernels():
-    text = to_markdown(results(kernel_result(measured('floor', 0.01), measured('OREPA', 0.013))))
+    ours = measured('OREPA', 0.013, generation=True)
+    text = to_markdown(results(kernel_result(measured('floor', 0.01), ours)))
     _, floor, ours = rows_of(text, 'Generating a kernel')
     assert floor[:4] == ['3×3, 64 → 64', 'floor', '100 (95 to 110)', '–']
-    assert ours[3:] == ['1.300', '52', '65']
+    assert ours[3:] == ['1.300', '13', '26']
 
 
 def test_targets_belong_to_their_preset():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmorepa.benchmark.spread import Spread, differences, ratios, spread, sums
+from mmorepa.benchmark.spread import Spread, ratios, spread, sums
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,3 @@ def test_an_interrupted_repeat_has_no_ratio():
 def test_sums_want_every_part():
     assert sums([1.0, 2.0], [10.0, 20.0]) == [11.0, 22.0]
     assert sums([1.0, 2.0], []) == []
-
-
-def test_differences():
-    assert differences([3.0, 5.0], [1.0, 2.0]) == [2.0, 3.0]
-    assert differences([3.0, 5.0], []) == [3.0, 5.0]

@@ -9,11 +9,11 @@ from mmorepa.benchmark import steps, study
 from mmorepa.benchmark.plan import KernelCase, NetworkCase, Setup, ladder
 from mmorepa.benchmark.results import read
 from mmorepa.benchmark.study import FLOOR, KERNEL, Study
-from mmorepa.benchmark.subjects import VARIANTS, Subject, parse
+from mmorepa.benchmark.subjects import Subject, parse
 from mmorepa.errors import UserError
 
 TRAINING = {'step', 'forward', 'backward', 'optimizer'}
-GENERATION = {'generation_forward', 'generation_backward'}
+GENERATION = {'generate', 'pull_back'}
 REPEATS = 2
 
 
@@ -27,17 +27,21 @@ def run(*cases, **kwargs):
 
 
 def test_everything_of_a_network():
-    (result,) = run(case('none', 'DBB', 'OREPA', 'OREPA-offline'))
+    (result,) = run(case('none', 'DBB', 'OREPA', 'OREPA-squeezed', 'OREPA-offline'))
     for subject in result.subjects:
-        makes_kernels = subject.name == 'OREPA'
+        makes_kernels = subject.name in ('OREPA', 'OREPA-squeezed')
         wanted = TRAINING | {'eval', 'deploy'} | (GENERATION if makes_kernels else set())
         assert subject.failures == {}
         assert set(subject.seconds) == wanted
         assert all(len(samples) == REPEATS for samples in subject.seconds.values())
-        assert (subject.bytes['kernels'] > 0) == makes_kernels
+        assert (subject.bytes['kernels'] > 0) == (subject.name == 'OREPA')
+        assert set(subject.operations) == {'network', 'update', 'flops', 'bytes'}
+        assert (subject.operations['update'] > 0) == (subject.name == 'OREPA-squeezed')
+        assert set(subject.computed) == {'V100', 'A100', 'H100'}
         assert 'peak' not in subject.bytes
     sizes = {subject.name: subject.trainable for subject in result.subjects}
-    assert sizes['none'] < sizes['DBB'] < sizes['OREPA'] == sizes['OREPA-offline']
+    assert sizes['none'] < sizes['DBB'] < sizes['OREPA']
+    assert sizes['OREPA'] == sizes['OREPA-offline'] == sizes['OREPA-squeezed']
 
 
 @pytest.mark.parametrize(
@@ -46,14 +50,16 @@ def test_everything_of_a_network():
         (('train',), TRAINING | GENERATION),
         (('eval',), {'eval', 'deploy'}),
         (('memory',), set()),
+        (('operations',), set()),
     ],
-    ids=['train', 'eval', 'memory'],
+    ids=['train', 'eval', 'memory', 'operations'],
 )
 def test_part_of_it(measures, wanted):
     (result,) = run(case('OREPA', measures=measures))
     (subject,) = result.subjects
     assert set(subject.seconds) == wanted
     assert bool(subject.bytes) == ('memory' in measures)
+    assert bool(subject.operations) == bool(subject.computed) == ('operations' in measures)
 
 
 @pytest.mark.parametrize(
@@ -104,21 +110,20 @@ def test_ladder():
 @pytest.mark.parametrize('shape', [(4, 4, 3), (4, 6, 1), (3, 4, 7)], ids=str)
 def test_kernels(shape):
     (result,) = run(KernelCase(*shape))
-    variants = ['OREPA-bfloat16'] if shape[2] == 1 else VARIANTS
-    assert [subject.name for subject in result.subjects] == [FLOOR, KERNEL, *variants]
+    assert [subject.name for subject in result.subjects] == [FLOOR, KERNEL]
     for subject in result.subjects:
         assert subject.failures == {}
-        assert set(subject.seconds) == {'step', 'forward', 'backward'}
+        assert set(subject.seconds) == {'step', 'generate', 'pull_back'}
 
 
 def test_generation_goes_back_to_every_parameter():
-    """The gradients that are dropped in the end have been there."""
+    """The gradients, which are dropped in the end, have been there."""
     block = study.OREPAConv2d(4, 4, 3, bias=False)
     generation = steps.Generation(block, Setup())
     generation.generate()
     generation.pull_back()
     assert all(p.grad is not None for p in block.parameters())
-    generation.drop_gradients()
+    generation()
     assert all(p.grad is None for p in block.parameters())
 
 
@@ -132,6 +137,66 @@ def test_a_training_step_trains():
     moved = {id(parameter) for parameter in step.optimizer.state}
     assert moved == {id(parameter) for parameter in network.parameters()}
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_micro_batches_train_as_one_batch():
+    """Of a network without BatchNorms, whose statistics differ."""
+
+    def trained(batch, accumulate):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 5))
+        x = steps.images(2, 8, Setup()).repeat(batch, 1, 1, 1)
+        step = steps.TrainStep(network.double(), x.double(), Setup(), accumulate)
+        step.labels = torch.arange(2).repeat(batch)
+        sample = step()
+        assert set(sample) == TRAINING
+        return network[1].weight
+
+    torch.testing.assert_close(trained(3, 1), trained(1, 3))
+
+
+def test_micro_batches_update_once():
+    network = study.build(parse('OREPA-squeezed'), 'resnet18', 0.125)
+    step = steps.TrainStep(network, steps.images(2, 32, Setup()), Setup(), accumulate=3)
+    names = [name for name, _ in step.parts]
+    assert names == 3 * ['forward', 'backward'] + ['pull_back', 'optimizer', 'generate']
+
+
+@pytest.mark.parametrize('mode', ['squeezed', 'offline'])
+def test_modes_train_alike(mode):
+    """What is measured is the same training, and comes to the same network."""
+
+    def trained(name):
+        torch.manual_seed(0)
+        network = study.build(parse(name), 'resnet18', 0.125).double()
+        step = steps.TrainStep(network, steps.images(2, 32, Setup()).double(), Setup(), 2)
+        for _ in range(2):
+            step()
+        return network.state_dict()
+
+    torch.testing.assert_close(trained(f'OREPA-{mode}'), trained('OREPA'))
+
+
+def test_processes(monkeypatch):
+    """Every subject that they come back with, and the reason where they do not."""
+    one = case('none', measures=('train', 'operations'), processes=2)
+
+    def measure(case, repeats, warm_up, released_path, threads):
+        assert (repeats, warm_up, threads) == (REPEATS, 1, 3)
+        return [study.Measured('none', sent=dict(allreduce=5))]
+
+    monkeypatch.setattr(study.processes, 'measure', measure)
+    (result,) = run(one, threads_each=3)
+    assert result['none'].sent == dict(allreduce=5)
+    assert result['none'].operations
+
+    def fail(*args):
+        raise RuntimeError('no more')
+
+    monkeypatch.setattr(study.processes, 'measure', fail)
+    (result,) = run(one)
+    assert result['none'].failures == dict(train='RuntimeError: no more')
+    assert result['none'].operations
 
 
 def test_a_step_that_fails_keeps_nothing(monkeypatch):
@@ -200,12 +265,12 @@ def test_interrupted(tmp_path, monkeypatch):
     path = tmp_path / 'benchmark.json'
     count = 0
 
-    def interrupt(self, original=steps.TrainStep.forward):
+    def interrupt(self, *args, original=steps.TrainStep.forward):
         nonlocal count
         count += 1
         if count == 4:
             raise KeyboardInterrupt
-        original(self)
+        original(self, *args)
 
     monkeypatch.setattr(steps.TrainStep, 'forward', interrupt)
     two = [KernelCase(4, 4, 3), case('none', measures=('train',))]
@@ -225,7 +290,7 @@ def test_file(tmp_path):
     made.write(path)
     assert read(path) == made
     content = json.loads(path.read_text())
-    assert content['format'] == 1
+    assert content['format'] == 2
     assert content['command'] == 'a command'
     assert not content['interrupted']
     first, second = content['cases'][0]['subjects']
@@ -239,8 +304,8 @@ def test_file(tmp_path):
     [
         ('not json', 'is no result of'),
         ('[]', 'is no result of'),
-        ('{"format": 1}', 'is no result of'),
-        ('{"format": 99}', 'wanted 1'),
+        ('{"format": 2}', 'is no result of'),
+        ('{"format": 99}', 'wanted 2'),
     ],
 )
 def test_other_files(tmp_path, text, message):
@@ -262,4 +327,4 @@ def test_progress_covers_all_actions():
     made = Study([one], repeats=2, warm_up=1)
     ticks = []
     made.measure(one, lambda: ticks.append(1))
-    assert len(ticks) == made.runs_of(one) == 2 * 3 + 2 + 2 * 2 * 3
+    assert len(ticks) == made.runs_of(one) == 2 * 3 + 2 + 2 * 2 * 3 + 2

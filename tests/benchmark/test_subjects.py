@@ -21,6 +21,8 @@ from mmorepa.convs import DBBConv2d, OREPAConv2d
 from mmorepa.errors import UserError
 from support import CONFIG
 
+SQUEEZED = dict(type='OREPA', mode='squeezed')
+
 #: Written by this test: as much of an interface as the benchmark calls.
 STAND_IN = """
 import torch
@@ -100,6 +102,8 @@ class TestParse:
             ('None', Subject('none')),
             ('dbb', Subject('DBB', 'DBB')),
             ('OREPA-offline', Subject('OREPA-offline', dict(type='OREPA', mode='offline'))),
+            ('orepa-squeezed', Subject('OREPA-squeezed', SQUEEZED)),
+            ('OREPA-shared-out', Subject('OREPA-shared-out', SQUEEZED, shared_out=True)),
             ('released-orepa', Subject('released-OREPA', released='OREPA')),
             (str(CONFIG), Subject(CONFIG.stem, config=str(CONFIG))),
         ],

@@ -7,7 +7,6 @@ from mmorepa.benchmark import targets
 from mmorepa.benchmark.plan import KernelCase, NetworkCase
 from mmorepa.benchmark.results import CaseResult, Measured
 from mmorepa.benchmark.study import FLOOR, KERNEL, RELEASED_KERNEL, Study
-from mmorepa.benchmark.subjects import VARIANTS
 
 MIB = 2**20
 
@@ -17,11 +16,12 @@ def as_planned(cases):
     found = []
     for case in cases:
         names = (
-            [FLOOR, KERNEL, *VARIANTS, RELEASED_KERNEL]
+            [FLOOR, KERNEL, RELEASED_KERNEL]
             if isinstance(case, KernelCase)
             else [subject.name for subject in case.subjects]
         )
-        found.append(CaseResult(case.describe(), [measured(name) for name in names]))
+        subjects = [measured(name, sent=dict(allreduce=MIB)) for name in names]
+        found.append(CaseResult(case.describe(), subjects))
     return results(*found, preset='targets')
 
 
@@ -29,6 +29,7 @@ def as_planned(cases):
 def test_plan_has_every_target(with_released):
     plan = targets.plan(on_gpu=True, with_released=with_released)
     rows = targets.rows(as_planned(plan))
+    # The released code's steps of two networks, and its kernel, which the made-up results have.
     assert len(rows) == len(targets.TARGETS) - 2 * (not with_released)
     assert all(row.found for row in rows)
 
@@ -37,7 +38,7 @@ def test_rows_of_a_gpu_are_not_measured_without_one():
     plan = targets.plan()
     assert all(case.setup.device == 'cpu' for case in plan)
     missing = [row for row in targets.rows(as_planned(plan)) if row.found is None]
-    assert [row.target.at_most for row in missing] == [1.12, 1.08, 1.05, 1.04]
+    assert [row.target.at_most for row in missing] == 2 * [1.12, 1.08] + 2 * [1.05, 1.04]
     assert all(row.is_met is None for row in missing)
 
 
@@ -48,7 +49,10 @@ def test_rows_of_a_cpu_are_not_measured_on_a_gpu_alone():
     missing = {row.target.what for row in rows if row.found is None}
     assert missing == {
         'training step: OREPA over none',
-        'evaluation step: training form over deploy form',
+        'training step: OREPA-squeezed over OREPA',
+        'training step of 4 micro-batches: OREPA-squeezed over none',
+        'training step of 2 processes: OREPA-shared-out over none',
+        'evaluation step in training form: OREPA over none',
     }
 
 
@@ -64,8 +68,11 @@ def test_setups():
     }
     for case in plan:
         if isinstance(case, NetworkCase):
-            variants = VARIANTS if 'eval' in case.measures else ()
-            assert [subject.name for subject in case.subjects] == ['none', 'OREPA', *variants]
+            names = ['none', 'OREPA', 'OREPA-squeezed', 'OREPA-shared-out']
+            count = {targets.FROZEN: 2, targets.TOGETHER: 4}.get(case.purpose, 3)
+            assert [subject.name for subject in case.subjects] == names[:count]
+            assert case.processes == (2 if case.purpose == targets.TOGETHER else 1)
+            assert case.accumulate == (4 if case.purpose == targets.ACCUMULATED else 1)
 
 
 def row_of(result, what):
@@ -85,7 +92,7 @@ class TestRatios:
         result = network_result(
             measured('none'), measured('released-OREPA', 2), purpose=targets.STEP
         )
-        row = row_of(result, 'training step: released code over none')
+        row = row_of(result, 'training step: released-OREPA over none')
         assert row.found.median == pytest.approx(2)
         assert row.is_met is None
 
@@ -111,9 +118,25 @@ class TestRatios:
         assert row.is_met
 
     def test_evaluation(self):
-        result = network_result(measured('none'), measured('OREPA'), purpose=targets.STEP)
-        row = row_of(result, 'evaluation step: training form over deploy form')
+        result = network_result(measured('none'), measured('OREPA', 2), purpose=targets.STEP)
+        row = row_of(result, 'evaluation step in training form: OREPA over none')
         assert row.found.median == pytest.approx(2)
+
+    def test_squeezed_over_online(self):
+        subjects = measured('none'), measured('OREPA', 1.5), measured('OREPA-squeezed', 1.35)
+        result = network_result(*subjects, purpose=targets.STEP)
+        row = row_of(result, 'training step: OREPA-squeezed over OREPA')
+        assert row.found.median == pytest.approx(0.9)
+        assert row.is_met
+
+    def test_processes(self):
+        plain = measured('none', sent=dict(allreduce=10, broadcast=2))
+        ours = measured('OREPA-shared-out', 1.2, sent=dict(allreduce=10, broadcast=8))
+        result = network_result(plain, ours, processes=2, purpose=targets.TOGETHER)
+        row = row_of(result, 'training step of 2 processes: OREPA-shared-out over none')
+        assert (row.target.at_most, row.is_met) == (1.20, True)
+        row = row_of(result, 'bytes sent by 2 processes: OREPA-shared-out over none')
+        assert row.found.median == 1.5
 
     @pytest.mark.parametrize('stages, at_most', [(4, 1.00), (2, None)])
     def test_frozen(self, stages, at_most):
@@ -153,15 +176,20 @@ class TestRatios:
 def test_plan_can_be_run():
     """The preset as it is, but small."""
     small = dict(networks=['resnet18'], size=32, width=0.125, channels=[4])
-    plan = targets.plan(**small, variants=['OREPA-bfloat16'])
-    plan = [case for case in plan if getattr(case, 'batch', 0) != targets.MEMORY_BATCH]
+    plan = targets.plan(**small)
+    # Processes are for test_processes.py.
+    left_out = (targets.MEMORY, targets.TOGETHER)
+    plan = [case for case in plan if case.purpose not in left_out]
     rows = targets.rows(Study(plan, repeats=1, warm_up=0, preset='targets').run())
     found = {row.target.what for row in rows if row.found is not None}
     assert found == {
         'training step: OREPA over none',
-        'training step: OREPA-bfloat16 over none',
+        'training step: OREPA-squeezed over none',
+        'training step: OREPA-squeezed over OREPA',
+        'training step of 4 micro-batches: OREPA over none',
+        'training step of 4 micro-batches: OREPA-squeezed over none',
         'kernel generation over its floor, stem',
-        'evaluation step: training form over deploy form',
+        'evaluation step in training form: OREPA over none',
         'training step, all stages frozen: OREPA over none',
         'training step, two stages frozen: OREPA over none',
     }

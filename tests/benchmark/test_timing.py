@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from mmorepa.benchmark.timing import Clock, reason_of, rotated, run_in_turn
+from mmorepa.benchmark.timing import Clock, failing_to, reason_of, rotated, run_in_turn
 from mmorepa.errors import UserError
 
 
@@ -104,6 +104,24 @@ def test_clock_of_a_cpu(monkeypatch):
     monkeypatch.setattr(time, 'perf_counter', lambda: next(times))
     clock = Clock('cpu')
     assert clock.between(clock.mark(), clock.mark()) == 2.5
+
+
+def test_parts_of_a_name_add_up(monkeypatch):
+    """Two runs of three parts: a clock that is read once a second."""
+    ran = []
+    monkeypatch.setattr(time, 'perf_counter', lambda: float(len(ran)))
+    parts = [(name, lambda name=name: ran.append(name)) for name in ('a', 'b', 'a')]
+    assert Clock('cpu').timed(parts, 2) == dict(a=2, b=1, step=3)
+    assert ran == ['a', 'b', 'a', 'a', 'b', 'a']
+
+
+def test_failing_to():
+    failures = {}
+    with failing_to(failures, 'build'):
+        raise UserError('found this')
+    with failing_to(failures, 'train'):
+        pass
+    assert failures == dict(build='found this')
 
 
 def test_clock_of_a_gpu(monkeypatch):

@@ -8,12 +8,13 @@ from mmorepa.engine.run import load_config
 from support import ROOT
 
 NARROW = {'model.backbone.base_channels': 8}
+SQUEEZED = dict(type='OREPA', mode='squeezed')
 #: What a sibling's backbone has and the plain one's has not.
 BLOCKS = [
     ('resnet18', 'dbb-resnet18', dict(type='OREPAResNet', reparam='DBB')),
-    ('resnet18', 'orepa-resnet18', dict(type='OREPAResNet')),
+    ('resnet18', 'orepa-resnet18', dict(type='OREPAResNet', reparam=SQUEEZED)),
     ('plain-repvgg-a0', 'repvgg-a0', dict(reparam='RepVGG')),
-    ('plain-repvgg-a0', 'orepa-repvgg-a0', dict(reparam='OREPA')),
+    ('plain-repvgg-a0', 'orepa-repvgg-a0', dict(reparam=SQUEEZED)),
 ]
 
 

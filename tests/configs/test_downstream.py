@@ -24,7 +24,7 @@ DIGITS = sorted(
 #: How far one warm-up step may move a parameter; fresh values are 1 and more away.
 MOVED = 0.5
 #: In the name of a config, what ``reparam`` of its backbone is.
-BLOCKS = {'orepa-': None, 'dbb-': 'DBB'}
+BLOCKS = {'orepa-': dict(type='OREPA', mode='squeezed'), 'dbb-': 'DBB'}
 
 
 def stem(path):

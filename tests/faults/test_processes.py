@@ -14,7 +14,14 @@ from mmorepa.engine.run import train
 
 STEP = 1e-4  # relative, of the largest change in four steps; float32 sums in another order
 
-FSDP = dict(runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy', state_dict_cfg='full'))
+ONLINE = {'model.backbone.reparam': 'OREPA'}
+FSDP = {
+    'runner_type': 'FlexibleRunner',
+    'strategy': dict(type='FSDPStrategy', state_dict_cfg='full'),
+    **ONLINE,
+}
+#: How a training is distributed; the blocks of the last one are shared out.
+KINDS = {'ddp': ONLINE, 'fsdp': FSDP, 'squeezed': {}}
 
 
 def launched(rank, cfg, port, resume=False):
@@ -44,16 +51,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(config, folder):
-    """The last checkpoints of one training, replicated and sharded."""
-    ddp = train_in_two(config(folder / 'ddp'))
-    return ddp, train_in_two(config(folder / 'fsdp', **FSDP))
+    """The last checkpoint of one training, by how it is distributed."""
+    return {kind: train_in_two(config(folder / kind, **KINDS[kind])) for kind in KINDS}
 
 
 def test_sharded_training_is_the_replicated_one(config, trained, folder):
     """Kernels are generated from parameters that FSDP keeps as pieces of one long vector."""
-    ddp, fsdp = (checkpoint['state_dict'] for checkpoint in trained)
+    ddp, fsdp = (trained[kind]['state_dict'] for kind in ('ddp', 'fsdp'))
     start = load(folder / 'ddp' / 'epoch_1.pth')['state_dict']
-    names = [name for name, _ in build_model(config('unused')).named_parameters()]
+    names = [name for name, _ in build_model(config('unused', **ONLINE)).named_parameters()]
     assert list(ddp) == list(fsdp)
     for name in names:
         assert ddp[name].shape == fsdp[name].shape, name
@@ -62,17 +68,16 @@ def test_sharded_training_is_the_replicated_one(config, trained, folder):
         assert (ddp[name] - fsdp[name]).abs().max() <= bound, name
 
 
-@pytest.mark.parametrize('kind, options', [('ddp', {}), ('fsdp', FSDP)])
-def test_resuming(config, trained, folder, kind, options):
+@pytest.mark.parametrize('kind', KINDS)
+def test_resuming(config, trained, folder, kind):
     resumed = folder / f'{kind}-resumed'
     resumed.mkdir()
     shutil.copy(folder / kind / 'epoch_1.pth', resumed)
-    found = train_in_two(config(resumed, **options), resume=True)
-    expected = trained[kind == 'fsdp']
-    assert differing(expected, found) == []
+    found = train_in_two(config(resumed, **KINDS[kind]), resume=True)
+    assert differing(trained[kind], found) == []
 
 
 def test_a_sharded_checkpoint_is_an_ordinary_one(config, trained, folder):
     metrics = evaluate(config(folder / 'test'), folder / 'fsdp' / 'epoch_2.pth')
     assert 0 <= metrics['accuracy/top1'] <= 100
-    assert torch.is_tensor(trained[1]['state_dict']['head.fc.weight'])
+    assert torch.is_tensor(trained['fsdp']['state_dict']['head.fc.weight'])
