@@ -104,12 +104,7 @@ class SqueezedTraining:
                     f"{name} is not in mode='squeezed', and DistributedDataParallel reduces the "
                     'gradients of its branches: build the model with it, then wrap'
                 )
-        self._trained = {
-            name: [
-                p for p in block.kernel.parameters() if p.requires_grad or block.mode != 'online'
-            ]
-            for name, block in self.blocks.items()
-        }
+        self._trained = {name: _may_be_trained(block) for name, block in self.blocks.items()}
         for block in self.blocks.values():
             block.mode = 'squeezed'
             block.kernel.requires_grad_(False)
@@ -157,12 +152,16 @@ class SqueezedTraining:
         held = {id(p) for group in groups for p in group['params']}
         for name, block in self.blocks.items():
             self._trained[name] = [p for p in self._trained[name] if id(p) in held]
-            if block.weight.requires_grad and not self._trained[name]:
-                raise UserError(
-                    f'the optimizer has no parameter of the branches of {name}: build it over '
-                    'model.parameters(), which do not all require grad in squeezed mode, or '
-                    'freeze the block'
-                )
+            if block.weight.requires_grad:
+                self._refuse_untrained(name)
+
+    def _refuse_untrained(self, name: str) -> None:
+        if not self._trained[name]:
+            raise UserError(
+                f'the optimizer has no parameter of the branches of {name}: build it over '
+                'model.parameters(), which do not all require grad in squeezed mode, or '
+                'freeze the block'
+            )
 
     @property
     def own_blocks(self) -> dict[str, GeneratedConv2d]:
@@ -194,12 +193,14 @@ class SqueezedTraining:
         gradients are dropped.
 
         Raises:
-            UserError: If no kernel has a gradient, though some are trained.
+            UserError: If no kernel has a gradient, though some are trained, or the optimizer lacks
+                the parameters of a block that was frozen before.
         """
         gradients = {}
         for name, block in self.blocks.items():
             leaf = block.weight
             if leaf.grad is not None:
+                self._refuse_untrained(name)
                 gradients[name] = leaf.grad
         if not gradients and any(block.weight.requires_grad for block in self.blocks.values()):
             raise UserError(
@@ -208,7 +209,7 @@ class SqueezedTraining:
             )
         self._stepped = list(gradients)
         own = {n: g for n, g in gradients.items() if self.owners[n] == self.rank}
-        self._pull_back({n: g for n, g in own.items() if self._trained[n]})
+        self._pull_back(own)
         for name in gradients:
             block = self.blocks[name]
             block.weight.grad = None
@@ -395,7 +396,8 @@ class SqueezedTraining:
                 elif isinstance(block.kernel, DeepLinearStem):
                     layers = [self._stacked[id(part)] for part in parts]
                     layers = [stack.kernels[at] for stack, at in layers]
-                    block.weight.copy_(kernels.compose_chain(layers, block.kernel.groups))
+                    leaf = block._parameters['weight']
+                    leaf.copy_(kernels.compose_chain(layers, block.kernel.groups))
         for block in left:
             if isinstance(block.kernel, BranchSum) and _sums(block):
                 write_sum(block.kernel, block._parameters['weight'])
@@ -450,6 +452,17 @@ class SqueezedTraining:
                 "the optimizer's state is spread over the processes: call "
                 'SqueezedTraining.consolidate() in all of them first'
             )
+
+
+def _may_be_trained(block: GeneratedConv2d) -> list[nn.Parameter]:
+    """The parameters of a block that a gradient of its kernel goes to.
+
+    All of a block that is frozen as a whole, which may be trained later.
+    """
+    parameters = list(block.kernel.parameters())
+    if block.mode == 'squeezed':
+        return parameters
+    return [p for p in parameters if p.requires_grad] or parameters
 
 
 def processes() -> int:
