@@ -163,7 +163,7 @@ class Prior(ConstantsMixin, Pointwise):
         return [(self.weight, self.groups), (self.filters.clone(), self.out_channels)]
 
 
-class PointwiseKxK(ConstantsMixin, Branch):
+class PointwiseKxK(Branch):
     """A 1x1 convolution that starts as the identity, then a k x k one.
 
     The 1x1 kernel is a fixed ``identity`` plus a learned ``residual`` that starts at zero, both
@@ -173,19 +173,16 @@ class PointwiseKxK(ConstantsMixin, Branch):
 
     names = ('residual', 'weight')
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.register_constants(self.weight)
-
     @property
     def middle_channels(self) -> int:
         """M."""
         return self.in_channels if self.groups <= 4 else 2 * self.in_channels
 
-    def constants(self) -> dict[str, Tensor]:
-        with torch.device('cpu'):
-            identity = kernels.grouped_identity(self.middle_channels, self.in_channels, self.groups)
-        return dict(identity=identity)
+    @property
+    def identity(self) -> Tensor:
+        """E. No buffer: DDP would send its numbers round in every step."""
+        identity = kernels.grouped_identity(self.middle_channels, self.in_channels, self.groups)
+        return identity.to(self.residual)
 
     def new_parameters(self) -> dict[str, Tensor]:
         middle, size = self.middle_channels, self.kernel_size

@@ -344,7 +344,7 @@ class FastPrior(FastPointwise):
 
 
 class FastPointwiseKxK(FastBranch):
-    """``weight`` (s, u, t, m), ``residual`` and ``identity`` (s, m, w)."""
+    """``weight`` (s, u, t, m), ``residual`` (s, m, w), and perhaps the ``identity`` as that."""
 
     shared = ('residual', 'identity')
     begins = True
@@ -355,12 +355,12 @@ class FastPointwiseKxK(FastBranch):
         return tensor.unflatten(0, (groups, -1))
 
     @staticmethod
-    def add(rows, is_first, in_passes, weight, residual, identity, scale=None):
-        _add_product(rows, is_first, weight, residual + identity, scale)
+    def add(rows, is_first, in_passes, weight, residual, identity=None, scale=None):
+        _add_product(rows, is_first, weight, _plus_identity(residual, identity), scale)
 
     @staticmethod
-    def pull_back(grad, is_first, in_passes, to, weight, residual, identity, scale=None):
-        own = dict(first=residual + identity, second=weight)
+    def pull_back(grad, is_first, in_passes, to, weight, residual, identity=None, scale=None):
+        own = dict(first=_plus_identity(residual, identity), second=weight)
         _pull_back_product(grad, is_first, in_passes, to, ('residual', 'weight'), scale, **own)
 
 
@@ -507,6 +507,16 @@ def _pull_back_product(grad, is_first, in_passes, to, names, scale, first, secon
         if names[1] in to:
             out = to[names[1]].view(second.shape)
             out.copy_(found) if scale is None else torch.mul(found, _beside(scale, found), out=out)
+
+
+def _plus_identity(residual: Tensor, identity: Tensor | None) -> Tensor:
+    """``residual`` (s, m, w) plus identities on top of each other, which may be at hand."""
+    if identity is not None:
+        return residual + identity
+    first = residual.clone()
+    for offset in range(0, first.shape[1], first.shape[2]):
+        first.diagonal(-offset, 1, 2).add_(1)
+    return first
 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

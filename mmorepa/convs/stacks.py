@@ -17,6 +17,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .branches import PointwiseKxK
 from .fast import FAST, FastBranch, add_up, pull_back, tensors_of
 from .orepa import BranchSum
 
@@ -88,6 +89,10 @@ class Stack:
                 self.tensors[name, key] = stacked
                 for parameter, view in zip(own, self._split(name, key, stacked)):
                     parameter.data = view
+            if isinstance(branch, PointwiseKxK):
+                identities = branch.identity.repeat(len(self.blocks), 1, 1, 1)
+                identities = self._pieces(name, 'identity', identities)
+                self._constants[name, 'identity'] = identities
         self._addresses = [p.data_ptr() for block in self.blocks for p in block.parameters()]
 
     def _stack_leaves(self) -> None:
