@@ -7,6 +7,8 @@ import socket
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from faults.common import SHALLOW, differing, in_processes, load
 from mmorepa.engine.run import train
@@ -23,6 +25,17 @@ OPTIONS = {
 }
 PARTS = ('state_dict', 'ema_state_dict', 'optimizer')
 UNSHARED = dict(type='mmorepa.SqueezedTrainingHook', shard=False)
+
+
+@HOOKS.register_module(force=True)
+class OverflowHook(Hook):
+    """Makes the gradient of one kernel infinite in the second step."""
+
+    def before_train(self, runner):
+        def overflow(gradient):
+            return gradient * float('inf') if runner.iter == 1 else gradient
+
+        runner.model.module.backbone.layer1[0].conv1.weight.register_hook(overflow)
 
 
 def launched(rank, cfg, port, count, notes, resume):
@@ -123,24 +136,38 @@ def test_two_processes_go_on_from_one(config, folder, tmp_path, options, shared)
     assert differing(load(shared / 'iter_4.pth'), load(tmp_path / 'iter_4.pth')) == []
 
 
-def test_unfreezing(config, folder, tmp_path):
+def shared_and_not(config, folder, hook, **options):
+    """The checkpoints of both epochs, where the blocks are shared out and where they are not."""
+    found = []
+    for name, hooks in (('shared', []), ('unshared', [UNSHARED])):
+        cfg = config(folder / name, **{**OPTIONS, **options, 'custom_hooks': [hook, *hooks]})
+        assert not train_in(cfg, folder)
+        found.append([load(folder / name / f'epoch_{i}.pth') for i in (1, 2)])
+    for own, expected in zip(*found):
+        for part in ('state_dict', 'optimizer'):
+            assert_near(own[part], expected[part], part)
+    return found[0]
+
+
+def test_unfreezing(config, tmp_path):
     """Stages that are frozen for an epoch, in two processes."""
     freeze = dict(type='FreezeStagesHook', stages=1, end=1)
-    ends = []
-    for name, hooks in (('shared', []), ('unshared', [UNSHARED])):
-        cfg = config(
-            tmp_path / name, **{**OPTIONS, 'custom_hooks': [freeze, *hooks]},
-            find_unused_parameters=True,
-        )  # fmt: skip
-        assert not train_in(cfg, tmp_path)
-        ends.append([load(tmp_path / name / f'epoch_{i}.pth') for i in (1, 2)])
-    for own, expected in zip(*ends):
-        for part in PARTS[::2]:
-            assert_near(own[part], expected[part], part)
-    before, after = (end['state_dict'] for end in ends[0])
-    frozen = [name for name in before if name.startswith(('backbone.conv1', 'backbone.layer1'))]
-    assert len(ends[0][0]['optimizer']['state']) < len(ends[0][1]['optimizer']['state'])
-    assert not any(torch.equal(before[name], after[name]) for name in frozen)
+    first, second = shared_and_not(config, tmp_path, freeze, find_unused_parameters=True)
+    assert len(first['optimizer']['state']) < len(second['optimizer']['state'])
+    first, second = first['state_dict'], second['state_dict']
+    frozen = [name for name in first if name.startswith(('backbone.conv1', 'backbone.layer1'))]
+    assert not any(torch.equal(first[name], second[name]) for name in frozen)
+
+
+def test_an_overflow_of_one_process_is_skipped_by_all(config, tmp_path):
+    amp = {
+        'optim_wrapper.type': 'AmpOptimWrapper',
+        'optim_wrapper.dtype': 'float16',
+        'optim_wrapper.loss_scale': dict(init_scale=2.0**8),
+    }
+    first, second = shared_and_not(config, tmp_path, dict(type='OverflowHook'), **amp)
+    assert first['optimizer']['loss_scaler']['scale'] == 2.0**7
+    assert second['optimizer']['loss_scaler']['scale'] == 2.0**7
 
 
 def test_fsdp_is_refused(config, tmp_path, options):
