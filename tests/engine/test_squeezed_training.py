@@ -8,6 +8,7 @@ import torch
 from engine.small_training import make_runner
 from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -44,6 +45,9 @@ CASES = {
         optim=dict(paramwise_cfg=dict(kernel_decay=True)),
         hooks=[dict(type='mmorepa.FreezeStagesHook', stages=2, end=1)],
     ),
+    'kernel_decay, unfrozen by hand': dict(
+        optim=dict(paramwise_cfg=dict(kernel_decay=True)), hooks=[dict(type='UnfreezeHook')]
+    ),
     'EMA': dict(hooks=[dict(type='EMAHook', momentum=0.3)]),
     'frozen for a while': dict(hooks=[dict(type='mmorepa.FreezeStagesHook', stages=2, end=1)]),
     'frozen': dict(backbone=dict(frozen_stages=1)),
@@ -52,6 +56,16 @@ CASES = {
     ),
     'ExpandNet': dict(block='ExpandNet'),
 }
+
+
+@HOOKS.register_module(force=True)
+class UnfreezeHook(Hook):
+    """Freezes a layer for an epoch, as somebody does who knows nothing of modes."""
+
+    def before_train_epoch(self, runner):
+        runner.model.backbone.layer2.requires_grad_(runner.epoch > 0)
+
+
 LOGGED = ('loss', 'grad_norm', 'kernel_decay', 'lr')
 
 
