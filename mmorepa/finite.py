@@ -11,6 +11,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from .convs import ReparamConv2d
 from .convs.generated import GeneratedConv2d
 
+#: What a kernel is called that overflows before its parameters do.
+GENERATED = 'the kernel generated of finite parameters'
+
 
 def layers(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model by name, in the order it holds them; a block is one module.
@@ -46,17 +49,20 @@ def fault_of(layer: nn.Module, statistics: bool = True) -> str:
             for key in ('running_mean', 'running_var'):
                 tensors[f'{name}.{key}'.lstrip('.')] = getattr(part, key)
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+    is_squeezed = isinstance(layer, GeneratedConv2d) and layer.mode == 'squeezed'
+    if is_squeezed:
+        # The last one to be named: it follows from the others.
+        tensors['the kernel' if layer.is_behind else GENERATED] = tensors.pop('weight')
     # One answer for the layer first: on a GPU each is waited for.
     flags = [is_finite(tensor) for tensor in tensors.values()]
     if flags and not torch.stack(flags).all():
         name = next(name for name, flag in zip(tensors, flags) if not flag)
         return f'{name}, {_count(tensors[name])}'
-    # In squeezed mode the kernel is one of the parameters.
-    if isinstance(layer, GeneratedConv2d) and layer.mode != 'squeezed':
+    if isinstance(layer, GeneratedConv2d) and not is_squeezed:
         with torch.no_grad():
             kernel = layer.squeeze().to(next(layer.parameters()).dtype)
         if not is_finite(kernel):
-            return f'the kernel generated of finite parameters, {_count(kernel)}'
+            return f'{GENERATED}, {_count(kernel)}'
     return ''
 
 

@@ -445,6 +445,11 @@ class SqueezedTraining:
                     self.optimizer.state[parameter] = {
                         k: v.to(parameter.device) if _moves(v) else v for k, v in state.items()
                     }
+        # In the order of a training that was not shared out.
+        parameters = [p for group in self.optimizer.param_groups for p in group['params']]
+        states = {p: self.optimizer.state[p] for p in parameters if p in self.optimizer.state}
+        self.optimizer.state.clear()
+        self.optimizer.state.update(states)
 
     def _refuse_partial_state(self, optimizer: Optimizer) -> None:
         if not self._is_consolidated:

@@ -51,12 +51,14 @@ class KernelDecay:
         if not parameters:
             return None
         own = {id(parameter) for parameter in parameters}
-        squeezed = {}
+        squeezed, behind = {}, set()
         for conv in squeezed_blocks(block):
             branches = [p for p in conv.kernel.parameters() if id(p) in own]
             if branches and conv.weight.requires_grad:
                 squeezed[conv] = branches
-        seen = [p for p in parameters if p.requires_grad]
+            # Whatever they require, the term sees the kernel alone.
+            behind.update(map(id, branches))
+        seen = [p for p in parameters if p.requires_grad and id(p) not in behind]
         with torch.enable_grad():
             term = decay / 2 * kernel_penalty(block)
             inputs = [*seen, *(conv.weight for conv in squeezed)]

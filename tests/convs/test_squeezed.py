@@ -292,8 +292,9 @@ class TestFrozen:
         assert_unchanged(nets[1][3], before)
 
     @pytest.mark.parametrize('mode', ['online', 'squeezed'])
-    def test_unfreezing(self, mode, grouped):
-        """In squeezed mode ``weight`` says what is trained."""
+    @pytest.mark.parametrize('whole', [False, True], ids=['weight', 'block'])
+    def test_unfreezing(self, mode, grouped, whole):
+        """In squeezed mode ``weight`` says what is trained, whatever the branches say."""
         nets = layers(), layers(mode)
         for net in nets:
             net[3].requires_grad_(False)
@@ -302,9 +303,9 @@ class TestFrozen:
             train(training)
         before = copy.deepcopy(nets[1][3].state_dict())
         nets[0][3].requires_grad_(True)
-        nets[1][3].weight.requires_grad_(True)
+        (nets[1][3] if whole else nets[1][3].weight).requires_grad_(True)
         for training in trainings:
-            train(training, first=3)
+            train(training, first=3, clip=NORM)
         assert_same(nets[1], nets[0])
         moved = [not torch.equal(v, before[k]) for k, v in nets[1][3].state_dict().items()]
         assert all(moved)
