@@ -210,7 +210,10 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
     def _traced_weight(self) -> Tensor:
         if self._mode == 'squeezed':
             leaf = self._parameters.get('weight')
-            return self._lent_leaf() if leaf is None else leaf
+            leaf = self._lent_leaf() if leaf is None else leaf
+            # Exporters and counters look for parameters in the state dict, and take no other tensor
+            # that requires grad.
+            return leaf.data if torch.jit.is_tracing() else leaf
         return self._kernel_in(torch.contiguous_format)
 
     def _leaf(self) -> nn.Parameter:
