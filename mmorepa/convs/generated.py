@@ -198,8 +198,8 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         """
         if not self.is_replica:
             raise UserError(
-                f'{self}: its kernel was taken out of it, as FSDP does, which does not go with '
-                "mode='squeezed': train it in mode='online'"
+                f'{self}: its kernel was taken out of it, as FSDP and parametrizations do, which '
+                "does not go with mode='squeezed': train it in mode='online'"
             )
 
     def _lent_leaf(self) -> Tensor:
@@ -309,7 +309,7 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         if self.gives_gradients():
             return self._kernel_in(memory_format)
         # A fused optimizer may be about to step, or have stepped, parameters that have a gradient.
-        may_be_stepped = any(tensor.grad is not None for tensor in tensors_in(self.kernel))
+        may_be_stepped = any(t.is_leaf and t.grad is not None for t in tensors_in(self.kernel))
         held = self.held
         if held.is_fresh and not may_be_stepped and memory_format == held.memory_format:
             return held.tensor
@@ -345,6 +345,8 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""
         if self._mode == 'squeezed':
+            if 'weight' not in self._parameters:
+                self._refuse_other_leaf()  # of a parametrization, for one
             weight = self.weight
         elif is_traced() or self.is_replica:
             weight = self._kernel_in(_format_of(x))
