@@ -123,7 +123,7 @@ def test_autocast_is_that_of_the_first_call(build):
 
 @torch.no_grad()
 def test_nothing_is_made_beside_the_network(build):
-    """No second network: modules, parameters, buffers and what state dicts hold stay as they are."""
+    """No second network: modules and what state dicts hold stay as they are."""
     model, fresh = build(calls=5), build()
     assert [name for name, _ in model.named_modules()] == [n for n, _ in fresh.named_modules()]
     assert [type(m) for m in model.modules()] == [type(m) for m in fresh.modules()]

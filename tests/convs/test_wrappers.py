@@ -435,3 +435,13 @@ class TestRewrittenBranches:
             before = block(image())
             prune.remove(branch(block), 'weight')
             torch.testing.assert_close(block(image()), before)
+
+    @pytest.mark.parametrize('rewrite', REWRITES, ids=lambda f: f.__name__)
+    @pytest.mark.parametrize('case', [case for case in EVERY if case[1] != 'offline'], ids=label)
+    @pytest.mark.parametrize('training', [True, False], ids=['training', 'eval'])
+    def test_the_weight_of_a_block_itself_is_not_rewritten(self, case, training, rewrite):
+        """It is no parameter; nor would its branches follow. Whatever says so, it is said."""
+        block = new_block(*case).train(training)
+        with pytest.raises((UserError, TypeError, KeyError, ValueError)):
+            rewrite(block)
+            block(image())
