@@ -91,7 +91,7 @@ class ReparamMixin:
     @property
     def deploy(self) -> bool:
         """Whether this backbone is in deploy form, however it came to be."""
-        convs = (m for m in self.modules() if isinstance(m, (nn.Conv2d, ReparamConv2d)))
+        convs = (m for m in self.modules() if isinstance(m, nn.Conv2d))
         # The networks build their convolutions without a bias; folding a BatchNorm adds one.
         return all(type(c) is nn.Conv2d and c.bias is not None for c in convs)
 

@@ -199,8 +199,8 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         """
         if not self.is_replica:
             raise UserError(
-                f'{self}: its kernel was taken out of it, as FSDP does, which does not go with '
-                "mode='squeezed': train it in mode='online'"
+                f'{self}: its kernel was taken out of it, as FSDP and parametrizations do, which '
+                "does not go with mode='squeezed': train it in mode='online'"
             )
 
     def _lent_leaf(self) -> Tensor:
@@ -211,7 +211,10 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
     def _traced_weight(self) -> Tensor:
         if self._mode == 'squeezed':
             leaf = self._parameters.get('weight')
-            return self._lent_leaf() if leaf is None else leaf
+            leaf = self._lent_leaf() if leaf is None else leaf
+            # Exporters and counters look for parameters in the state dict, and take no other tensor
+            # that requires grad.
+            return leaf.data if torch.jit.is_tracing() else leaf
         return self._kernel_in(torch.contiguous_format)
 
     def _leaf(self) -> nn.Parameter:
@@ -307,7 +310,7 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
         if self.gives_gradients():
             return self._kernel_in(memory_format)
         # A fused optimizer may be about to step, or have stepped, parameters that have a gradient.
-        may_be_stepped = any(tensor.grad is not None for tensor in tensors_in(self.kernel))
+        may_be_stepped = any(t.is_leaf and t.grad is not None for t in tensors_in(self.kernel))
         held = self.held
         if held.is_fresh and not may_be_stepped and memory_format == held.memory_format:
             return held.tensor
@@ -343,6 +346,8 @@ Parallel``: the parameters of ``kernel`` do not require grad, whatever is traine
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""
         if self._mode == 'squeezed':
+            if 'weight' not in self._parameters:
+                self._refuse_other_leaf()  # of a parametrization, for one
             weight = self.weight
         elif is_traced() or self.is_replica:
             weight = self._kernel_in(_format_of(x))

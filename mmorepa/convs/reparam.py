@@ -74,6 +74,8 @@ class ReparamConv2d(nn.Conv2d):
     ):
         # Not the constructor of nn.Conv2d, which would make a weight.
         nn.Module.__init__(self)
+        # To torch.fx it is one layer, as what it looks up under this name in torch.nn is.
+        self.__module__ = nn.Conv2d.__module__
         self.held = HeldWeight()
         name = type(self).__name__
         height, width = pair(kernel_size)

@@ -173,21 +173,18 @@ class TestTracing:
             traced = torch.jit.trace(block, image())
         torch.testing.assert_close(traced(image()), plain(block)(image()))
 
-    @pytest.mark.parametrize('name', GENERATED)
-    def test_fx_keeps_a_block_whole(self, name):
-        block = new_block(name, 'online')
-        model = nn.Sequential(block, nn.ReLU())
-
-        class Tracer(torch.fx.Tracer):
-            def is_leaf_module(self, module, qualified_name):
-                return isinstance(module, nn.Conv2d) or super().is_leaf_module(
-                    module, qualified_name
-                )
-
-        graph = Tracer().trace(model)
-        assert [node.target for node in graph.nodes if node.op == 'call_module'] == ['0', '1']
-        found = torch.fx.GraphModule(model, graph)(image())
-        torch.testing.assert_close(found, model(image()))
+    @every
+    def test_fx_takes_a_block_for_one_layer(self, case):
+        """As it takes an ``nn.Conv2d``, so that what it makes follows the branches."""
+        model = nn.Sequential(new_block(*case), nn.ReLU()).eval()
+        traced = torch.fx.symbolic_trace(model)
+        layers = [node.target for node in traced.graph.nodes if node.op == 'call_module']
+        assert layers == ['0', '1']
+        for _ in range(2):
+            torch.testing.assert_close(traced(image()), model(image()))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(0.5)
 
 
 def replica_of(network: nn.Module) -> nn.Module:
@@ -438,3 +435,13 @@ class TestRewrittenBranches:
             before = block(image())
             prune.remove(branch(block), 'weight')
             torch.testing.assert_close(block(image()), before)
+
+    @pytest.mark.parametrize('rewrite', REWRITES, ids=lambda f: f.__name__)
+    @pytest.mark.parametrize('case', [case for case in EVERY if case[1] != 'offline'], ids=label)
+    @pytest.mark.parametrize('training', [True, False], ids=['training', 'eval'])
+    def test_the_weight_of_a_block_itself_is_not_rewritten(self, case, training, rewrite):
+        """It is no parameter; nor would its branches follow. Whatever says so, it is said."""
+        block = new_block(*case).train(training)
+        with pytest.raises((UserError, TypeError, KeyError, ValueError)):
+            rewrite(block)
+            block(image())
