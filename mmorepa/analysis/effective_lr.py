@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from ..convs import OREPAConv2d, squeeze
 from ..convs.orepa import DeepLinearStem
+from ..engine.squeezed_training import trained_through_branches
 from ..errors import UserError
 from ..quiet import quiet_mmengine
 
@@ -283,6 +284,8 @@ def learning_rates(model: nn.Module, optim_wrapper: dict) -> dict[int, float]:
     if cfg.get('type') == 'AmpOptimWrapper':
         # It wants a GPU, and has the same groups.
         cfg = {key: cfg[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in cfg}
+    with trained_through_branches(model):
+        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     with quiet_mmengine():
         optimizer = getattr(build_optim_wrapper(model, cfg), 'optimizer', None)
     if not isinstance(optimizer, torch.optim.SGD):
@@ -295,5 +298,5 @@ def learning_rates(model: nn.Module, optim_wrapper: dict) -> dict[int, float]:
         id(parameter): group['lr']
         for group in optimizer.param_groups
         for parameter in group['params']
-        if parameter.requires_grad
+        if id(parameter) in trained
     }

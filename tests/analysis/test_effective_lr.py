@@ -607,7 +607,7 @@ class TestStudy:
     @pytest.mark.parametrize(
         'options, message',
         [
-            ({'model.backbone.type': 'ResNet'}, 'ImageClassifier has no generated kernels'),
+            ({'model.backbone.reparam': None}, 'ImageClassifier has no generated kernels'),
             ({'train_dataloader': None}, 'no train_dataloader or no optim_wrapper'),
             ({'train_dataloader.dataset.data_root': 'nowhere'}, 'the training data .* not there'),
         ],

@@ -97,6 +97,7 @@ def test_keep_bn_loads_into_the_stock_classifier(
     }
     stock.load_state_dict(backbone, strict=True)
     stock_config = narrow_config(**{'model.backbone.type': 'ResNet'})
+    del stock_config.model.backbone.reparam
     classifier = build_model(stock_config)
     classifier.load_state_dict(state, strict=True)
     assert type(classifier.backbone) is ResNet

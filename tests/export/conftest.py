@@ -52,6 +52,7 @@ def small_model(small_config):
         cfg = small_config(kind)
         if plain:
             cfg.model.backbone.type = 'ResNet'
+            del cfg.model.backbone.reparam
         return make_trained_like(build_model(cfg), seed)
 
     return build
