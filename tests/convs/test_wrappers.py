@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from convs.cases import EVERY, GENERATED, image, label, new_block, plain
 from torch import nn
+from torch.autograd import forward_ad
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.parallel import DistributedDataParallel
@@ -146,6 +147,36 @@ class TestTransforms:
         torch.testing.assert_close(found, other(x), **SAME)
         torch.testing.assert_close(block(x), before, **SAME)
 
+    @pytest.mark.parametrize('name', GENERATED)
+    def test_functional_call_writes_to_no_leaf_that_is_lent(self, name):
+        """Though the branches have changed since the block was asked for its weight."""
+        block, x = in_double((name, 'squeezed'), False), image().double()
+        with torch.no_grad():
+            for parameter in block.kernel.parameters():
+                parameter.mul_(0.5)
+        expected = copy.deepcopy(block)(x)
+        lent = torch.randn_like(block._parameters['weight'])
+        held = lent.clone()
+        found = functional_call(block, dict(weight=lent), (x,))
+        assert torch.equal(lent, held)
+        torch.testing.assert_close(found, block._conv_forward(x, held, block.bias), **SAME)
+        torch.testing.assert_close(block(x), expected, **SAME)
+
+    @each_form
+    def test_forward_mode_without_torch_func(self, case, training):
+        block, x = in_double(case, training), image().double()
+        values = {name: p.detach() for name, p in trained(block).items()}
+        tangents = {name: torch.randn_like(value) for name, value in values.items()}
+
+        def run(values):
+            return functional_call(block, values, (x,))
+
+        _, expected = jvp(run, (values,), (tangents,))
+        with forward_ad.dual_level():
+            duals = {n: forward_ad.make_dual(v, tangents[n]) for n, v in values.items()}
+            found = forward_ad.unpack_dual(run(duals)).tangent
+        torch.testing.assert_close(found, expected, **SAME)
+
 
 class TestTracing:
     @every
@@ -172,6 +203,19 @@ class TestTracing:
                 parameter.mul_(0.5)
             traced = torch.jit.trace(block, image())
         torch.testing.assert_close(traced(image()), plain(block)(image()))
+
+    @pytest.mark.parametrize('name', GENERATED)
+    def test_a_trace_shares_the_branches(self, name):
+        """The kernel is generated in it, and follows them."""
+        block = new_block(name, 'online').eval()
+        traced = torch.jit.trace(block, image())
+        with torch.no_grad():
+            before = traced(image())
+            for parameter in block.kernel.parameters():
+                parameter.mul_(0.5)
+            found = traced(image())
+            torch.testing.assert_close(found, block(image()), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found, before)
 
     @every
     def test_fx_takes_a_block_for_one_layer(self, case):
