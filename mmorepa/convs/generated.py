@@ -91,8 +91,8 @@ class GeneratedConv2d(ReparamConv2d):
     def mode(self) -> str:
         """How the kernel is trained, see the class. It can be changed at any time.
 
-        In squeezed mode autograd sees the leaf ``weight`` alone, and so does ``DistributedData\
-Parallel``: the parameters of ``kernel`` do not require grad, whatever is trained. In the other
+        In squeezed mode autograd, and with it ``DistributedDataParallel``, sees the leaf ``weight``
+        alone: the parameters of ``kernel`` do not require grad, whatever is trained. In the other
         modes they do, if the leaf did.
         """
         return self._mode
