@@ -25,8 +25,9 @@ from .branches import SEPARABLE_MULTIPLIER, Branch
 from .precision import without_autocast
 from .rows import as_kernel
 
-#: How many numbers of a kernel a core's cache holds, with those that go into it.
-CACHED = 2**18
+#: How many numbers of a kernel are gone over at a time on a CPU. Fewer would stay in a smaller
+#: cache, and the product that all of them add to would be gone over more often.
+CACHED = 2**20
 #: How many sums of the separable branch it holds beside those.
 CACHED_SUMS = 2**17
 

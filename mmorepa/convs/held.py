@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .constants import ConstantsMixin
+
 
 class Note(NamedTuple):
     """What a tensor was: the object, its storage and its version, autograd's count of writes.
@@ -43,7 +45,7 @@ class Note(NamedTuple):
 
 
 class Snapshot:
-    """Notes of all tensors and modules in a module.
+    """Notes of all tensors and modules in a module, constants left out.
 
     They are looked up where they were found: walking a module again takes several times as long.
 
@@ -54,7 +56,9 @@ class Snapshot:
     def __init__(self, module: nn.Module):
         modules = list(module.modules())
         children = [module._modules for module in modules]
-        tensors = [own for module in modules for own in (module._parameters, module._buffers)]
+        tensors = [module._parameters for module in modules]
+        # Constants do not change, though DDP writes to them: it broadcasts buffers in every pass.
+        tensors += [m._buffers for m in modules if not isinstance(m, ConstantsMixin)]
         self._modules = [(own, name, child) for own in children for name, child in own.items()]
         self._tensors = [
             (own, name, Note.of(tensor))
