@@ -182,7 +182,8 @@ class SqueezedTraining:
         """
         self.optimizer.zero_grad(**kwargs)
         for block in self.blocks.values():
-            block.weight.grad = None
+            # The leaf as it lies there: between step and generate it is out of date.
+            block._parameters['weight'].grad = None
             block.has_gradient = False
 
     @torch.no_grad()
