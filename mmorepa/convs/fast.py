@@ -40,12 +40,8 @@ def sum_of_kernels(block: nn.Module) -> Tensor:
     """
     if is_traced() or not is_fast(block):
         return by_formula(block)
-    names, tensors = [], []
-    for branch_name, branch in block.named_children():
-        for name, tensor in tensors_of(branch).items():
-            names.append((branch_name, name))
-            tensors.append(tensor)
-    return _Sum.apply(block, names, *tensors)
+    tensors = named_tensors(block)
+    return _Sum.apply(block, list(tensors), *tensors.values())
 
 
 def by_formula(block: nn.Module) -> Tensor:
@@ -76,6 +72,15 @@ def tensors_of(branch: Branch) -> dict[str, Tensor]:
     names = ('scale', *branch.names, *branch._buffers)
     tensors = {name: getattr(branch, name) for name in names}
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def named_tensors(block: nn.Module) -> dict[tuple[str, str], Tensor]:
+    """:func:`tensors_of` of all branches of a block, by branch and name."""
+    return {
+        (branch_name, name): tensor
+        for branch_name, branch in block.named_children()
+        for name, tensor in tensors_of(branch).items()
+    }
 
 
 class _Sum(torch.autograd.Function):
@@ -146,8 +151,7 @@ def terms_of(block: nn.Module, names: list[tuple[str, str]], tensors) -> list[Te
             own.setdefault(branch_name, {})[name] = FAST[type(branch)].view(
                 name, tensor, branch.groups
             )
-    terms = [(FAST[type(getattr(block, name))], tensors) for name, tensors in own.items()]
-    return terms
+    return [(FAST[type(getattr(block, name))], tensors) for name, tensors in own.items()]
 
 
 Term = tuple[type['FastBranch'], Mapping[str, Tensor]]
@@ -167,11 +171,7 @@ def add_up(terms: list[Term], target: Tensor, in_passes: bool | None = None) -> 
     terms = sorted(terms, key=lambda term: not term[0].begins)
     for part in parts(target, in_passes):
         some = target[:, part]
-        rows = (
-            some
-            if _is_dense(some)
-            else torch.empty(some.shape, dtype=some.dtype, device=some.device)
-        )
+        rows = some if _is_dense(some) else some.new_empty(some.shape)
         for i, (fast, tensors) in enumerate(terms):
             fast.add(rows, i == 0, in_passes, **fast.part(tensors, part))
         if rows is not some:
@@ -214,7 +214,7 @@ def parts(rows: Tensor, in_passes: bool) -> Iterator[slice]:
     """Ranges of the output channels u of (s, u, t, w), each what a core's cache holds."""
     channels = rows.shape[1]
     length = max(1, CACHED * channels // max(1, rows.numel())) if in_passes else channels
-    for start in range(0, channels, max(1, length)):
+    for start in range(0, channels, length):
         yield slice(start, start + length)
 
 

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from . import kernels
-from .fast import add_up, is_fast, kernel_rows, pull_back, tensors_of, terms_of
+from .fast import add_up, is_fast, kernel_rows, named_tensors, pull_back, terms_of
 from .generated import GeneratedConv2d
 from .orepa import BranchSum, DeepLinearStem
 from .stacks import Stack, stack_key
@@ -486,12 +486,13 @@ def share_out(blocks: dict[str, GeneratedConv2d], processes: int) -> dict[str, i
     Returns:
         dict[str, int]: From 0 on, by name.
     """
+    works = {name: work(block) for name, block in blocks.items()}
     loads = [0] * processes
     owners = {}
     # The largest first, each to whoever has least.
-    for name in sorted(blocks, key=lambda name: -work(blocks[name])):
+    for name in sorted(blocks, key=works.get, reverse=True):
         owners[name] = loads.index(min(loads))
-        loads[owners[name]] += work(blocks[name])
+        loads[owners[name]] += works[name]
     return {name: owners[name] for name in blocks}
 
 
@@ -552,19 +553,14 @@ def pull_chain_back(
 def pull_sum_back(block: BranchSum, gradient: Tensor, wanted: Sequence[nn.Parameter]) -> None:
     """:func:`pull_block_back` for a sum of fast branches."""
     wanted = {id(parameter) for parameter in wanted}
-    parameters = [
-        (name, key, p)
-        for name, branch in block.named_children()
-        for key, p in tensors_of(branch).items()
-        if id(p) in wanted
-    ]
+    parameters = {name: p for name, p in named_tensors(block).items() if id(p) in wanted}
     if not parameters:
         return
-    found = [torch.empty_like(p) for _, _, p in parameters]
-    names = [(name, key) for name, key, _ in parameters]
+    found = [torch.empty_like(parameter) for parameter in parameters.values()]
     groups = next(block.children()).groups
-    pull_back(_terms(block), kernel_rows(gradient, groups), terms_of(block, names, found))
-    for (_, _, parameter), own in zip(parameters, found):
+    outputs = terms_of(block, list(parameters), found)
+    pull_back(_terms(block), kernel_rows(gradient, groups), outputs)
+    for parameter, own in zip(parameters.values(), found):
         _add_gradient(parameter, own)
 
 
@@ -596,12 +592,8 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
 
 
 def _terms(block: BranchSum) -> list:
-    names, tensors = [], []
-    for name, branch in block.named_children():
-        for key, tensor in tensors_of(branch).items():
-            names.append((name, key))
-            tensors.append(tensor.detach())
-    return terms_of(block, names, tensors)
+    tensors = named_tensors(block)
+    return terms_of(block, list(tensors), [tensor.detach() for tensor in tensors.values()])
 
 
 def _sums(block: GeneratedConv2d) -> list[BranchSum]:

@@ -18,6 +18,7 @@ from . import cpu_amp, cpu_processes, sharding
 from .custom_hooks import add_hooks
 from .resume import prepare_resume
 from .seeding import seed_samples
+from .squeezed_training import unwrap
 
 
 def load_config(
@@ -153,8 +154,3 @@ def build_runner(cfg: Config) -> Runner:
     cpu_amp.prepare(cfg)
     sharding.prepare(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper, or the model itself."""
-    return getattr(model, 'module', model)
