@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import mean, median
 
 from mmorepa import cli
+from mmorepa.deploy.quantization import Settings, quantize, report
+from mmorepa.deploy.quantization.plots import draw_ranges
 from mmorepa.engine.run import load_config
-from mmorepa.quantization import Settings, quantize, report
-from mmorepa.quantization.plots import draw_ranges
 
 PICTURE = Path(__file__).with_name('quantization_ranges.png')
 #: Networks by the beginning of their config's name, and what the picture calls them.

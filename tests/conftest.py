@@ -19,7 +19,7 @@ mmengine_config.FormatCode = lambda text, **options: (text, True)
 
 
 #: Of two workers one would sit idle while the other is at the longest file, were that the last.
-LONGEST = ('e2e/test_pretraining.py', 'docs/test_commands.py', 'analysis/test_compare.py')
+LONGEST = ('e2e/test_pretraining.py', 'docs/test_commands.py', 'comparison/test_study.py')
 
 
 def pytest_collection_modifyitems(items):

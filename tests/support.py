@@ -65,7 +65,7 @@ def kernel_and_gradients(conv, gradient: torch.Tensor):
 
 def by_the_formula() -> AbstractContextManager:
     """Let blocks sum up their branches' kernels as the paper states it, in the context."""
-    return mock.patch('mmorepa.convs.fast.is_fast', lambda block: False)
+    return mock.patch('mmorepa.convs.orepa.fast.is_fast', lambda block: False)
 
 
 def count_operations(function) -> int:

@@ -171,7 +171,7 @@ def positive(text: str) -> int:
 
 
 def effective_lr(args: argparse.Namespace) -> None:
-    from mmorepa.analysis import effective_lr_report as reports
+    from mmorepa.lab.analysis import effective_lr_report as reports
 
     cfg, out = load(args)
     if args.write:
@@ -184,23 +184,23 @@ def effective_lr(args: argparse.Namespace) -> None:
 
 
 def branches(args: argparse.Namespace) -> None:
-    from mmorepa.analysis import branches as reports
+    from mmorepa.lab.analysis import branches_report as reports
 
     cfg, out = load(args)
     present(reports, reports.study(cfg, args.checkpoint), out / 'branches')
 
 
 def spectrum(args: argparse.Namespace) -> None:
-    from mmorepa.analysis import spectrum as reports
+    from mmorepa.lab.analysis import spectrum_report as reports
 
     cfg, out = load(args)
     present(reports, reports.study(cfg, args.checkpoint), out / 'spectrum')
 
 
 def norms(args: argparse.Namespace) -> None:
-    from mmorepa.analysis import stem_norms as reports
     from mmorepa.engine.run import load_config
     from mmorepa.errors import UserError
+    from mmorepa.lab.analysis import stem_report as reports
 
     cfg, out = load(args)
     plain = args.plain or [None]
@@ -211,7 +211,7 @@ def norms(args: argparse.Namespace) -> None:
 
 
 def diff(args: argparse.Namespace) -> None:
-    from mmorepa.analysis import diff as reports
+    from mmorepa.lab.analysis import forms_report as reports
 
     cfg, out = load(args)
     report = reports.study(cfg, args.checkpoint, args.data, args.probe_size)
@@ -219,7 +219,7 @@ def diff(args: argparse.Namespace) -> None:
 
 
 def budget(args: argparse.Namespace) -> None:
-    from mmorepa.analysis import budget as reports
+    from mmorepa.lab.analysis import budget as reports
 
     cfg, out = load(args)
     command = shlex.join(['python', *sys.argv])
@@ -229,8 +229,8 @@ def budget(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace):
     """The config, and the folder for results."""
-    from mmorepa.analysis.output import check_folder
     from mmorepa.engine.run import load_config
+    from mmorepa.lab.report import check_folder
 
     cfg = load_config(args.config, args.out, args.cfg_options)
     return cfg, check_folder(cfg.work_dir)

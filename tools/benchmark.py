@@ -133,7 +133,7 @@ def positive(text: str) -> int:
 
 def main() -> None:
     args = parse_args()
-    from mmorepa.benchmark import command
+    from mmorepa.lab.benchmark import command
 
     # So that an ended command keeps what it has measured.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

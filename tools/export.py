@@ -66,8 +66,8 @@ def positive(text: str) -> int:
 
 def main() -> None:
     args = parse_args()
+    from mmorepa.deploy.export import export
     from mmorepa.engine.run import load_config
-    from mmorepa.export import export
 
     export(
         load_config(args.config, cfg_options=args.cfg_options),

@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from mmorepa.checkpoints import official_files
+    from mmorepa.checkpoints.official import files_of_release as official_files
 
     if args.to_official:
         report_export(official_files.export_official(args.file, args.out, args.force), args.out)
@@ -76,7 +76,7 @@ def report_import(done) -> None:
 
 
 def report_export(network, out) -> None:
-    from mmorepa.checkpoints.official_networks import RELEASED
+    from mmorepa.checkpoints.official.networks import RELEASED
 
     print(f'architecture: {network.architecture}')
     print(f'block: {network.block}')

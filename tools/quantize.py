@@ -79,8 +79,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    from mmorepa.deploy.quantization import Settings, report
     from mmorepa.engine.run import load_config
-    from mmorepa.quantization import Settings, report
 
     cfg = load_config(args.config, cfg_options=args.cfg_options)
     settings = Settings(args.backend, args.mode, args.per_channel, args.method, args.reduce_range)
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def write_int8(cfg, args: argparse.Namespace, settings) -> None:
-    from mmorepa.quantization import quantize
+    from mmorepa.deploy.quantization import quantize
 
     done = quantize(
         cfg, args.checkpoint, args.out, settings, args.calibration, args.evaluate, args.force
@@ -113,7 +113,7 @@ def write_int8(cfg, args: argparse.Namespace, settings) -> None:
 def write_report(cfg, args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from mmorepa.quantization import report
+    from mmorepa.deploy.quantization import report
 
     found = report.study(cfg, args.checkpoint, args.calibration, args.per_channel, args.evaluate)
     # Wide enough for every column, in a pipe too.

@@ -1,7 +1,7 @@
 _base_ = ['./orepa-resnet18_1xb64-10e_digits.py']
 
 custom_imports = dict(
-    imports=['mmorepa.pretrain', 'mmorepa.quantization'], allow_failed_imports=False
+    imports=['mmorepa.pretrain', 'mmorepa.deploy.quantization'], allow_failed_imports=False
 )
 
 # The squeezed form is the plain network, and gets fake quantization ...

@@ -12,8 +12,8 @@ from torch import nn
 
 from ..checkpoints.files import load_checkpoint
 from ..checkpoints.forms import refuse_non_finite
+from ..checkpoints.state_dict import misfit
 from ..errors import UserError
-from ..state_dict import misfit
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..convs import ReparamConv2d, switch_to_deploy
-from ..convs.blocks import BLOCKS
+from ..convs.blocks.names import BLOCKS
+from ..convs.convert.reparameterize import substitute
 from ..convs.generated import holding_weights
-from ..convs.reparameterize import substitute
 from ..errors import UserError
 from .pretrained import load_pretrained
 
@@ -25,8 +25,8 @@ class ReparamMixin:
 
     Args:
         args: The other base's own.
-        reparam (str | dict, optional): A name of :data:`mmorepa.convs.blocks.BLOCKS`, or a dict
-            with it under ``type`` and the block's options beside it, or None for the plain
+        reparam (str | dict, optional): A name of :data:`mmorepa.convs.blocks.names.BLOCKS`, or a
+            dict with it under ``type`` and the block's options beside it, or None for the plain
             network. In a dict ``where`` is a regular expression that has to be found in the name
             of a convolution for it to be replaced. Defaults to ``'OREPA'``.
         deploy (bool): Build the deploy form, one convolution with bias a block, to load a

@@ -14,43 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
+from ..repvgg_archs import ARCHS
 from .activation_checkpoint import checkpointed
 from .reparam import ReparamMixin
-
-
-def _settings(
-    num_blocks: tuple, a: float, b: float, groups: int = 1, se_cfg: dict | None = None
-) -> dict:
-    """An arch, from the multipliers ``a`` and ``b`` of the paper; every second layer grouped."""
-    return dict(
-        num_blocks=num_blocks,
-        width_factor=(a, a, a, b),
-        group_layer_map={layer: groups for layer in range(2, 27, 2)} if groups > 1 else None,
-        se_cfg=se_cfg,
-    )
-
-
-_A = (2, 4, 14, 1)
-_B = (4, 6, 16, 1)
-_D = (8, 14, 24, 1)
-
-#: The networks that have a name.
-ARCHS: dict[str, dict] = {
-    'A0': _settings(_A, 0.75, 2.5),
-    'A1': _settings(_A, 1, 2.5),
-    'A2': _settings(_A, 1.5, 2.75),
-    'B0': _settings(_B, 1, 2.5),
-    'B1': _settings(_B, 2, 4),
-    'B1g2': _settings(_B, 2, 4, groups=2),
-    'B1g4': _settings(_B, 2, 4, groups=4),
-    'B2': _settings(_B, 2.5, 5),
-    'B2g2': _settings(_B, 2.5, 5, groups=2),
-    'B2g4': _settings(_B, 2.5, 5, groups=4),
-    'B3': _settings(_B, 3, 5),
-    'B3g2': _settings(_B, 3, 5, groups=2),
-    'B3g4': _settings(_B, 3, 5, groups=4),
-    'D2se': _settings(_D, 2.5, 5, se_cfg=dict(ratio=16, divisor=1)),
-}
 
 _REQUIRED = ('num_blocks', 'width_factor')
 _OPTIONAL = ('group_layer_map', 'se_cfg', 'stem_channels')
@@ -97,7 +63,7 @@ class RepVGGLayer(nn.Module):
     """A 3x3 convolution, norm, SE layer if any, activation.
 
     The order of the children says that the norm stands behind the convolution, see
-    :func:`mmorepa.convs.pairs.conv_norm_pairs`. The convolution has the name that it has in
+    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. The convolution has the name that it has in
     mmpretrain's deploy form.
 
     Args:

@@ -3,7 +3,7 @@
 from .conversion import Conversion, convert
 from .files import load_checkpoint, save_checkpoint
 from .forms import load_any_form
-from .official import OfficialCheckpoint, load_official, read_official, to_official
+from .official.reading import OfficialCheckpoint, load_official, read_official, to_official
 
 __all__ = [
     'Conversion',

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..convs import Agreement, ReparamConv2d, squeeze, switch_to_deploy
-from ..convs.deploy import TOLERANCE
+from ..convs.convert.squeezing import TOLERANCE
 from ..errors import UserError
 from ..version import __version__
 from .files import load_checkpoint, save_checkpoint, written_whole
@@ -80,7 +80,7 @@ def convert(
     Raises:
         UserError: If a file exists already, the checkpoint does not fit the config or is in
             deploy form where ``keep_bn`` is asked for, or the outputs differ by more than
-            :data:`mmorepa.convs.deploy.TOLERANCE`.
+            :data:`mmorepa.convs.convert.squeezing.TOLERANCE`.
     """
     out = Path(out)
     out_config = out.with_suffix('.py')

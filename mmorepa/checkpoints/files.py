@@ -19,9 +19,9 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from ..errors import UserError
-from ..state_dict import one_line, unusable
 from .foreign import foreign
 from .safe_globals import safe_globals
+from .state_dict import one_line, unusable
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:

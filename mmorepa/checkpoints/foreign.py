@@ -9,8 +9,8 @@ import zlib
 
 import torch
 
-from ..state_dict import one_line
 from .claims import false_claim
+from .state_dict import one_line
 
 _DOWNLOAD = 'the download went wrong, fetch the file itself'
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..convs import ReparamConv2d, squeeze, switch_to_deploy
-from ..convs.deploy import foldable_norms
+from ..convs.convert.squeezing import foldable_norms
+from ..convs.finite import first_fault
 from ..errors import UserError
-from ..finite import first_fault
-from ..state_dict import misfit, unusable
+from .state_dict import misfit, unusable
 
 #: What turns a model into each of its forms in turn, beginning with the one it is built in.
 CHANGES = (lambda model: model, squeeze, switch_to_deploy)

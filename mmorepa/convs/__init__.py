@@ -1,16 +1,16 @@
 """The convolutions: torch only, no OpenMMLab package needed."""
 
-from .acnet import ACNetConv2d
-from .dbb import DBBConv2d
-from .deploy import Agreement, squeeze, switch_to_deploy, verify
-from .expand import ExpandConv2d
-from .mobileone import MobileOneConv2d
-from .orepa import OREPAConv2d
+from .blocks.acnet import ACNetConv2d
+from .blocks.dbb import DBBConv2d
+from .blocks.expandnet import ExpandConv2d
+from .blocks.mobileone import MobileOneConv2d
+from .blocks.repvgg import OREPARepVGGConv2d, RepVGGConv2d
+from .blocks.tweaked import TweakedOREPAConv2d
+from .convert.reparameterize import reparameterize
+from .convert.squeezing import Agreement, squeeze, switch_to_deploy, verify
+from .orepa.block import OREPAConv2d
+from .orepa.squeezed_training import SqueezedTraining
 from .reparam import ReparamConv2d
-from .reparameterize import reparameterize
-from .repvgg import OREPARepVGGConv2d, RepVGGConv2d
-from .squeezed import SqueezedTraining
-from .tweaked import TweakedOREPAConv2d
 
 __all__ = [
     'ACNetConv2d',

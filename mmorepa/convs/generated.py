@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
+from .context import is_traced, without_autocast
 from .conv2d import conv2d
-from .fast import is_traced
 from .held import Snapshot, has_memory
-from .precision import without_autocast
 from .reparam import ReparamConv2d, after_loading, geometry
 from .rows import in_order
 

@@ -13,7 +13,7 @@ from .non_finite import NonFiniteHook
 from .optim_wrapper_constructor import OREPAOptimWrapperConstructor
 from .safe_resume import SafeResumeHook
 from .seeding import IterSeedHook, SeededBatchSampler
-from .squeezed_training import SqueezedTrainingHook
+from .squeezed_step import SqueezedTrainingHook
 
 MODELS.register_module(module=OREPAConv2d)
 MODELS.register_module(module=ExpandConv2d)

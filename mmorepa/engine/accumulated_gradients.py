@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from .squeezed_training import unwrap
+from .squeezed_step import unwrap
 
 #: Their key in a checkpoint.
 KEY = 'accumulated_gradients'

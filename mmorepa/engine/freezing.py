@@ -7,7 +7,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import UserError
-from .squeezed_training import squeezed_blocks, unwrap
+from .squeezed_step import squeezed_blocks, unwrap
 
 
 @HOOKS.register_module()

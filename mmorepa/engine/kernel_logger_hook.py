@@ -13,9 +13,9 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ..analysis.branch_kernels import BranchGram, branch_sums, gram_matrix, named_blocks
+from ..convs.blocks.branch_kernels import BranchGram, branch_sums, gram_matrix, named_blocks
 from ..errors import UserError
-from .squeezed_training import consolidate, unwrap
+from .squeezed_step import consolidate, unwrap
 
 
 @HOOKS.register_module()

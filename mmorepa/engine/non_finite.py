@@ -13,9 +13,9 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..convs.finite import fault_of, first_fault, is_finite, layers
 from ..errors import UserError
-from ..finite import fault_of, first_fault, is_finite, layers
-from .squeezed_training import saves_now, unwrap
+from .squeezed_step import saves_now, unwrap
 
 _ADVICE = 'lower the learning rate or clip gradients, and go on from the last checkpoint'
 

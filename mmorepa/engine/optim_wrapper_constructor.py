@@ -14,12 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..convs import ReparamConv2d
-from ..convs.branches import Branch
-from ..convs.kernel_decay import kernel_parameters
-from ..convs.orepa import DeepLinearStem
+from ..convs.blocks.kernel_penalty import kernel_parameters
+from ..convs.orepa.block import DeepLinearStem
+from ..convs.orepa.branches import Branch
 from ..errors import UserError
-from .kernel_decay import KernelDecay, decaying_blocks
-from .squeezed_training import squeeze_step, squeezed_blocks, trained_through_branches
+from .kernel_decay_step import KernelDecay, decaying_blocks
+from .squeezed_step import squeeze_step, squeezed_blocks, trained_through_branches
 
 #: MMEngine's keys of ``paramwise_cfg``.
 MMENGINE_KEYS = (
@@ -69,8 +69,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
               biases, which ``bias_lr_mult`` spares.
             - ``kernel_decay`` (bool): Let weight decay pull on the equivalent kernels of blocks
               instead of on their branches' weights and scales, see
-              :mod:`mmorepa.convs.kernel_decay`. A block's decay is the largest that one of these
-              would have had. Defaults to False.
+              :mod:`mmorepa.convs.blocks.kernel_penalty`. A block's decay is the largest that one of
+              these would have had. Defaults to False.
 
     The released recipe is ``dict(bias_lr_mult=2, norm_bias_lr_mult=2, bias_decay_mult=0,
     norm_decay_mult=0)``: every bias at twice the rate. The scales are no norm and no bias, and do

@@ -18,7 +18,7 @@ from . import cpu_amp, cpu_processes, sharding
 from .custom_hooks import add_hooks
 from .resume import prepare_resume
 from .seeding import seed_samples
-from .squeezed_training import unwrap
+from .squeezed_step import unwrap
 
 
 def load_config(

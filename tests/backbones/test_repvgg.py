@@ -15,7 +15,7 @@ import mmorepa.det
 import mmorepa.pretrain
 import mmorepa.seg  # noqa: F401  (all three register)
 from mmorepa import OREPAConv2d, squeeze, verify
-from mmorepa.backbones.repvgg import ARCHS, OREPARepVGG, RepVGG, SELayer, nearest_multiple
+from mmorepa.backbones.repvgg import OREPARepVGG, RepVGG, SELayer, nearest_multiple
 from mmorepa.checkpoints.probing import compare_forms
 from mmorepa.convs import (
     ACNetConv2d,
@@ -27,6 +27,7 @@ from mmorepa.convs import (
     RepVGGConv2d,
 )
 from mmorepa.errors import UserError
+from mmorepa.repvgg_archs import ARCHS
 from support import make_trained_like
 
 RELATIVE = {torch.float32: 1e-4, torch.float64: 1e-10}  # outputs of two forms

@@ -9,12 +9,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-from engine.small_training import Images, make_runner
 from mmengine.config import ConfigDict
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
+from engine.small_training import Images, make_runner
 from mmorepa.checkpoints import files
 from mmorepa.checkpoints.files import load_checkpoint, mmengine_loads_weights_only
 from mmorepa.checkpoints.safe_globals import SAFE_GLOBALS, safe_globals

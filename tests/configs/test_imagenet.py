@@ -21,8 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmorepa import OREPAConv2d
 from mmorepa.checkpoints.conversion import build_model
 from mmorepa.convs import ReparamConv2d
-from mmorepa.convs.branches import KXK
-from mmorepa.convs.orepa import BranchSum, DeepLinearStem
+from mmorepa.convs.orepa.block import BranchSum, DeepLinearStem
+from mmorepa.convs.orepa.branches import KXK
 from support import ROOT, run
 
 FOLDER = ROOT / 'configs' / 'imagenet'

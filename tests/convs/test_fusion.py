@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from convs.cases import NORMED, label
 from mmcv.cnn import fuse_conv_bn
 from mmcv.cnn.bricks import conv_module
 from mmengine.model.efficient_conv_bn_eval import (
@@ -14,6 +13,7 @@ from mmengine.model.efficient_conv_bn_eval import (
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from convs.cases import NORMED, label
 from mmorepa import reparameterize
 from mmorepa.convs import ReparamConv2d, TweakedOREPAConv2d
 from mmorepa.errors import UserError

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from convs.cases import CHANNELS, EVERY, KINDS, image, label, new_block
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from convs.cases import CHANNELS, EVERY, KINDS, image, label, new_block
 from mmorepa.convs import TweakedOREPAConv2d
 from support import make_trained_like
 

@@ -5,6 +5,10 @@ import pickle
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
+from mmengine.model import initialize
+from torch import nn
+
 from convs.cases import (
     CHANNELS,
     EVERY,
@@ -16,10 +20,6 @@ from convs.cases import (
     new_block,
     plain,
 )
-from mmengine.hooks import EMAHook
-from mmengine.model import initialize
-from torch import nn
-
 from mmorepa import squeeze
 from mmorepa.convs import OREPAConv2d
 from mmorepa.errors import UserError

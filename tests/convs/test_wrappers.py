@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from convs.cases import EVERY, GENERATED, image, label, new_block, plain
 from torch import nn
 from torch.autograd import forward_ad
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -13,6 +12,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, prune
 
+from convs.cases import EVERY, GENERATED, image, label, new_block, plain
 from mmorepa.convs import OREPAConv2d, TweakedOREPAConv2d
 from mmorepa.errors import UserError
 

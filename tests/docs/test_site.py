@@ -67,7 +67,7 @@ def test_every_package_has_a_page_of_its_modules(site):
 
 def test_docstrings_are_turned_into_html(site):
     text = (site / 'api' / 'convs.html').read_text(encoding='utf-8')
-    assert 'id="mmorepa.convs.orepa.OREPAConv2d.squeeze"' not in text  # it is inherited
+    assert 'id="mmorepa.convs.orepa.block.OREPAConv2d.squeeze"' not in text  # it is inherited
     assert 'id="mmorepa.convs.generated.GeneratedConv2d.squeeze"' in text
     assert 'href="#mmorepa.convs.reparam.ReparamConv2d"' in text
     left_over = re.findall(r':(?:class|func|meth|mod|data|attr):', re.sub(r'<[^>]+>', '', text))

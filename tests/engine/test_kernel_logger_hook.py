@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 
 from mmorepa import ExpandConv2d, OREPAConv2d, squeeze
-from mmorepa.analysis.branch_kernels import branch_sums, measure
 from mmorepa.convs import DBBConv2d
+from mmorepa.convs.blocks.branch_kernels import branch_sums, measure
 from mmorepa.engine.cpu_processes import CPUDistributedDataParallel
 from mmorepa.engine.kernel_logger_hook import KernelLoggerHook, group_of, kernel_scalars
 from mmorepa.errors import UserError

@@ -10,17 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing
-from engine.small_training import CHECKPOINT, Images, make_runner, train_one_of_two
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, MMFullyShardedDataParallel
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch import nn
 
+from engine.small_training import CHECKPOINT, Images, make_runner, train_one_of_two
 from mmorepa import OREPAConv2d
+from mmorepa.convs.finite import fault_of, first_fault
 from mmorepa.engine import NonFiniteHook
 from mmorepa.errors import UserError
-from mmorepa.finite import fault_of, first_fault
 
 
 def stopped(runner):

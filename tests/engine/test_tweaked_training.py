@@ -13,7 +13,7 @@ import mmorepa.engine  # noqa: F401
 from mmorepa.checkpoints import convert, load_checkpoint
 from mmorepa.checkpoints.conversion import build_model
 from mmorepa.convs import TweakedOREPAConv2d, reparameterize, squeeze
-from mmorepa.convs.gradient_tweaking import tweak
+from mmorepa.convs.blocks.gradient_tweaking import tweak
 from mmorepa.engine.run import load_config
 from support import ROOT, make_trained_like
 

@@ -1,0 +1,1 @@
+"""Checkpoints of the released code, JUGGHM/OREPA_CVPR2022."""

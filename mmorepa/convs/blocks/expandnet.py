@@ -1,0 +1,106 @@
+"""ExpandNet's linear expansion of a convolution.
+
+Guo, Alvarez, Salzmann, "ExpandNets: Linear Over-parameterization to Train Compact Convolutional
+Networks", NeurIPS 2020, sec. 3.1: a k x k convolution trains as a 1x1, a k x k and a 1x1 one, wider
+inside, with nothing but linear layers between. There the three run over the feature map; here their
+kernels are composed first, as in an OREPA block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UserError
+from .. import kernels
+from ..generated import GeneratedConv2d
+
+
+class LinearExpansion(nn.Module):
+    """1x1 (I to r I), k x k (r I to r O), 1x1 (r O to O), composed into one kernel.
+
+    Args:
+        in_channels (int): I.
+        out_channels (int): O.
+        kernel_size (int): k.
+        groups (int): g, of all three.
+        rate (int): r.
+    """
+
+    names = ('first', 'middle', 'last')
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, groups: int, rate: int
+    ):
+        super().__init__()
+        self.groups = groups
+        shapes = dict(
+            first=(rate * in_channels, in_channels // groups, 1, 1),
+            middle=(rate * out_channels, rate * in_channels // groups, kernel_size, kernel_size),
+            last=(out_channels, rate * out_channels // groups, 1, 1),
+        )
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give all parameters the initial values of ``nn.Conv2d``."""
+        for name in self.names:
+            nn.init.kaiming_uniform_(getattr(self, name), a=math.sqrt(5))
+
+    def forward(self) -> Tensor:
+        """The kernel, (O, I/g, k, k)."""
+        inner = kernels.compose_pointwise(self.first, self.middle, self.groups)
+        return kernels.compose_last_pointwise(inner, self.last, self.groups)
+
+    def imitate(self, kernel: Tensor) -> None:
+        """Set the parameters so that :meth:`forward` gives ``kernel``, (O, I/g, k, k).
+
+        The 1x1 parts become orthogonal, so that rounding takes nothing away, and the k x k part is
+        what they leave to it.
+        """
+        out_channels, width, *_ = kernel.shape
+        out_width = out_channels // self.groups
+        first = self.first.reshape(self.groups, -1, width)
+        last = self.last.reshape(self.groups, out_width, -1)
+        for matrix in (*first, *last):
+            nn.init.orthogonal_(matrix)
+        target = kernel.reshape(self.groups, out_width, width, -1)
+        middle = torch.einsum('gom,goik,gti->gmtk', last, target, first)
+        self.middle.copy_(middle.reshape(self.middle.shape))
+
+
+class ExpandConv2d(GeneratedConv2d):
+    """A convolution that trains as ExpandNet's linear expansion of it.
+
+    It takes the arguments of ``nn.Conv2d``; for those not listed see
+    :class:`mmorepa.convs.reparam.ReparamConv2d`. Put one BatchNorm behind it.
+
+    Args:
+        kernel_size (int | tuple[int, int]): From 3 on; ExpandNets leave 1x1 convolutions alone.
+        bias (bool): Whether to add a learnable bias, starting at zero. Defaults to True.
+        rate (int): The expansion rate r, at least 1. Defaults to 4, as in the paper.
+        mode (str): See :class:`mmorepa.convs.generated.GeneratedConv2d`.
+
+    Raises:
+        UserError: As :class:`mmorepa.convs.reparam.ReparamConv2d` has it, and for a rate below one.
+
+    Example:
+        >>> conv = ExpandConv2d(4, 8, 3, padding=1, bias=False)
+        >>> [tuple(p.shape) for p in conv.parameters()]
+        [(16, 4, 1, 1), (32, 16, 3, 3), (8, 32, 1, 1)]
+        >>> conv.squeeze().shape
+        torch.Size([8, 4, 3, 3])
+    """
+
+    sizes = range(3, 1 << 30, 2)
+    options = ('rate', 'mode')
+
+    def add_kernel(self, rate: int = 4) -> None:
+        if rate < 1:
+            raise UserError(f'ExpandConv2d: rate={rate}, wanted at least 1')
+        self.kernel = LinearExpansion(
+            self.in_channels, self.out_channels, self.kernel_size[0], self.groups, rate
+        )

@@ -1,0 +1,231 @@
+"""Gradient tweaking: what the branches of a block would make of the gradient of its kernel.
+
+Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, sec. 3.1,
+train a plain network with gradients multiplied by constants that stand for the branches of RepVGG.
+Here are the constants of OREPA's branches.
+
+One step of gradient descent at the rate lr on all parameters of a block moves its kernel ``W``, to
+first order, by ``-lr J J^T dW``, where ``dW`` is the gradient of the kernel and ``J`` the Jacobian
+of the kernel with respect to the parameters. For linear branches under constant scales,
+``W = sum of s_b L_b(p_b)``, this is all there is: ``J J^T = sum of s_b^2 L_b L_b^T`` is constant,
+and as momentum and weight decay are linear too, the steps of the kernel are exactly those of the
+branches. Where parameters multiply each other, ``J J^T`` depends on them. Its expectation over
+their initial values, which are independent and have mean zero, is taken in its place. It acts on
+the k^2 taps of a kernel alone, never across channels, and has a closed form.
+
+Everything here is (1, k^2, k^2), the same for all output channels, or (O, k^2, k^2), in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import kernels
+from ..orepa import branches
+from ..orepa.block import BranchSum, DeepLinearStem, OREPAConv2d
+from ..orepa.branches import Branch
+
+
+class Moments(NamedTuple):
+    """What a fresh kernel is like, in expectation over its initial values.
+
+    Attributes:
+        covariance (Tensor): ``E[W W^T]`` over the taps of one pair of channels; different pairs
+            are not correlated.
+        mobility (Tensor): ``E[J J^T]``, what a gradient is multiplied with.
+    """
+
+    covariance: Tensor
+    mobility: Tensor
+
+
+def multiplier(block: OREPAConv2d, train_scales: bool = True) -> Tensor:
+    """The constant that the gradient of a kernel is multiplied with, ``E[J J^T]``.
+
+    It depends on the geometry, the choice of branches, their initial scales and the slope of the
+    initial values; not on the values drawn.
+
+    Args:
+        block (OREPAConv2d): A fresh block.
+        train_scales (bool): Whether the scales count as parameters. Each adds the covariance of
+            its branch; it is the only thing that the frequency prior, whose scale starts at zero,
+            contributes. Defaults to True.
+
+    Returns:
+        Tensor: (1, k^2, k^2) or (O, k^2, k^2), symmetric, float64.
+
+    Example:
+        >>> block = OREPAConv2d(4, 8, 3, branches=['original', 'pointwise'])
+        >>> multiplier(block, train_scales=False)[0].diagonal()[3:6].tolist()
+        [0.0625, 1.0625, 0.0625]
+    """
+    kernel = block.kernel
+    if isinstance(kernel, DeepLinearStem):
+        return _of_stem(kernel, train_scales)
+    return _of_sum(kernel, train_scales).mobility
+
+
+def tweak(grad: Tensor, multiplier: Tensor) -> Tensor:
+    """Multiply the gradient of a kernel.
+
+    Args:
+        grad (Tensor): (O, I/g, k, k).
+        multiplier (Tensor): (1, k^2, k^2) or (O, k^2, k^2), symmetric.
+
+    Returns:
+        Tensor: As ``grad``.
+    """
+    if multiplier.shape[1] == 1:
+        return grad * multiplier[:, :, :, None]
+    if len(multiplier) == 1:
+        # One product for all channels rather than one for each.
+        return (grad.flatten(2) @ multiplier[0]).view(grad.shape)
+    return torch.bmm(grad.flatten(2), multiplier).view(grad.shape)
+
+
+def compose(current: Tensor, following: Tensor, out_channels: int, groups: int = 1) -> Tensor:
+    """The moments of :func:`mmorepa.convs.kernels.compose_chain`, one layer further.
+
+    Factors are independent, so that the moment of their product is the product of their moments,
+    summed up over the channels between them.
+
+    Args:
+        current (Tensor): Of the kernel so far, (1 or O, m^2, m^2).
+        following (Tensor): Of the 3x3 kernel that comes next, (1 or O, 9, 9).
+        out_channels (int): O, of both.
+        groups (int): g.
+
+    Returns:
+        Tensor: Of the composition, (1 or O, (m + 2)^2, (m + 2)^2).
+    """
+    width = out_channels // groups
+    if len(current) == 1:
+        current = current * width
+    else:
+        current = current.unflatten(0, (groups, width)).sum(1)
+    size = math.isqrt(current.shape[1])
+    # Over height and width twice: once for each of the two taps that are multiplied.
+    image = F.pad(current.view(-1, *[size] * 4), [2] * 8)
+    for dim in range(1, 5):
+        image = image.unfold(dim, 3, 1)
+    patches = image.reshape(len(current), (size + 2) ** 4, 81)
+    taps = following.reshape(len(following), 81)
+    if len(current) > 1:
+        taps = taps.expand(out_channels, -1)
+    if len(taps) == 1 or len(patches) == 1:
+        composed = taps @ patches[0].T
+    else:
+        composed = taps.unflatten(0, (groups, width)) @ patches.transpose(1, 2)
+    return composed.reshape(-1, (size + 2) ** 2, (size + 2) ** 2)
+
+
+def _of_stem(stem: DeepLinearStem, train_scales: bool) -> Tensor:
+    layers = [_of_sum(layer, train_scales) for layer in stem]
+    out_channels = next(stem[0].children()).out_channels
+
+    def chain(factors: list[Tensor]) -> Tensor:
+        return reduce(lambda a, b: compose(a, b, out_channels, stem.groups), factors)
+
+    # As for the derivative of a product: one layer moves, the others are what they are.
+    fresh = [layer.covariance for layer in layers]
+    moves = [[*fresh[:i], layer.mobility, *fresh[i + 1 :]] for i, layer in enumerate(layers)]
+    return reduce(torch.add, map(chain, moves))
+
+
+def _of_sum(block: BranchSum, train_scales: bool) -> Moments:
+    scaled = [_under_scale(branch, train_scales) for branch in block.children()]
+    return Moments(*[reduce(torch.add, parts) for parts in zip(*scaled)])
+
+
+def _under_scale(branch: Branch, train_scales: bool) -> Moments:
+    covariance, mobility = _MOMENTS[type(branch)](branch)
+    if branch.scale is None:
+        return Moments(covariance, mobility)
+    square = branch.scale[0].item() ** 2
+    moves = square * mobility
+    # The derivative with respect to the scale is the kernel under it.
+    return Moments(square * covariance, moves + covariance if train_scales else moves)
+
+
+def _variance(branch: Branch, fan_in: int) -> float:
+    """Of the initial values of a convolution with so many inputs."""
+    return 2 / ((1 + branch.slope**2) * fan_in)
+
+
+def _identity(branch: Branch) -> Tensor:
+    return torch.eye(branch.kernel_size**2, dtype=torch.float64).unsqueeze(0)
+
+
+def _width(branch: Branch) -> int:
+    return branch.in_channels // branch.groups
+
+
+def _original(branch: branches.Original) -> Moments:
+    identity = _identity(branch)
+    return Moments(_variance(branch, _width(branch) * branch.kernel_size**2) * identity, identity)
+
+
+def _spread(branch: branches.PointwiseBranch, pattern: Tensor) -> Moments:
+    """Of a 1x1 kernel that is spread over the taps by a pattern, (1 or O, k^2)."""
+    outer = pattern[:, :, None] * pattern[:, None, :]
+    return Moments(_variance(branch, _width(branch)) * outer, outer)
+
+
+def _pointwise(branch: branches.Pointwise) -> Moments:
+    taps = branch.kernel_size**2
+    return _spread(branch, _identity(branch)[:, taps // 2])
+
+
+def _average(branch: branches.Average) -> Moments:
+    taps = branch.kernel_size**2
+    return _spread(branch, torch.full((1, taps), 1 / taps, dtype=torch.float64))
+
+
+def _prior(branch: branches.Prior) -> Moments:
+    filters = kernels.frequency_prior(branch.out_channels, branch.kernel_size)
+    return _spread(branch, filters.flatten(1))
+
+
+def _pointwise_kxk(branch: branches.PointwiseKxK) -> Moments:
+    middle = len(branch.identity)
+    inside = middle // branch.groups
+    variance = _variance(branch, inside * branch.kernel_size**2)
+    copies = middle // branch.in_channels  # of each input channel, by the fixed identity
+    identity = _identity(branch)
+    return Moments(copies * variance * identity, (copies + inside * variance) * identity)
+
+
+def _separable(branch: branches.Separable) -> Moments:
+    count = branches.SEPARABLE_MULTIPLIER
+    depthwise = _variance(branch, branch.kernel_size**2)
+    pointwise = _variance(branch, count * _width(branch))
+    identity = _identity(branch)
+    covariance = count * depthwise * pointwise * identity
+    return Moments(covariance, count * (depthwise + pointwise) * identity)
+
+
+def _pointwise_pointwise(branch: branches.PointwisePointwise) -> Moments:
+    width, out_width = _width(branch), branch.out_channels // branch.groups
+    variance = _variance(branch, width)
+    # The square factor is the identity, and moves as the other one is long.
+    length = width if out_width > width else out_width
+    identity = _identity(branch)
+    return Moments(variance * identity, (1 + length * variance) * identity)
+
+
+_MOMENTS: dict[type[Branch], Callable[[Branch], Moments]] = {
+    branches.Original: _original,
+    branches.Average: _average,
+    branches.Prior: _prior,
+    branches.PointwiseKxK: _pointwise_kxk,
+    branches.Pointwise: _pointwise,
+    branches.Separable: _separable,
+    branches.PointwisePointwise: _pointwise_pointwise,
+}

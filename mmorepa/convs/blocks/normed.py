@@ -1,0 +1,527 @@
+"""Blocks whose branches end in a BatchNorm each, and the branches they are made of.
+
+Such a block takes the place of a convolution *and* of the BatchNorm behind it. In training every
+branch runs over the feature map; what it amounts to in eval mode is one convolution with a bias.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial, reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import kernels
+from ..constants import ConstantsMixin
+from ..conv2d import conv2d
+from ..orepa.block import OREPAConv2d
+from ..reparam import ReparamConv2d, geometry
+
+#: Makes the norm for so many channels.
+MakeNorm = Callable[[int], nn.Module]
+
+
+class NormedConv2d(ReparamConv2d):
+    """The sum of its branches, which are its children. Subclasses add them.
+
+    ``weight`` and ``bias`` are those of the one convolution that it amounts to in eval mode.
+
+    Args:
+        norm (Callable, optional): Makes a branch's BatchNorm out of its number of channels. None
+            leaves the BatchNorms out; then one belongs behind the block, as behind a convolution
+            (the "without branch-wise norm" of the OREPA paper, table 1).
+        args: As of :class:`mmorepa.convs.reparam.ReparamConv2d`; ``kwargs`` likewise.
+        options: The block's own.
+    """
+
+    options = ('branch_norm',)
+    computed = ('weight', 'bias')
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        padding_mode: str = 'zeros',
+        *,
+        norm: MakeNorm | None = nn.BatchNorm2d,
+        **options,
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
+        self.takes_norm = norm is not None
+        self.add_branches(norm, **options)
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, (O, I/g, k, k); see :class:`mmorepa.convs.reparam.ReparamConv2d`."""
+        self.settle()
+        if type(self) is nn.Conv2d:
+            return self._parameters['weight']
+        return self.hand_out(self.merged()[0].to(next(self.parameters()).dtype))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What comes with :attr:`weight`, (O,); None without BatchNorms inside."""
+        self.settle()
+        if type(self) is nn.Conv2d:
+            return self._parameters['bias']
+        bias = self.merged()[1]
+        return bias if bias is None else bias.to(next(self.parameters()).dtype)
+
+    def add_branches(self, norm: MakeNorm | None, **options) -> None:
+        """Add the branches as children, the one that is a plain convolution first."""
+        raise NotImplementedError
+
+    @classmethod
+    def accepts(
+        cls,
+        conv: nn.Conv2d,
+        norm: _BatchNorm | None = None,
+        branch_norm: bool = True,
+        **options,
+    ) -> bool:
+        """As in :class:`mmorepa.convs.reparam.ReparamConv2d`.
+
+        There has to be a BatchNorm to take in, affine and with running statistics; without
+        ``branch_norm``, there must be no bias.
+        """
+        if branch_norm:
+            fits = norm is not None and norm.affine and norm.track_running_stats
+        else:
+            fits = conv.bias is None
+        return fits and super().accepts(conv)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        norm: _BatchNorm | None = None,
+        branch_norm: bool = True,
+        **options,
+    ):
+        """As in :class:`mmorepa.convs.reparam.ReparamConv2d`.
+
+        Args:
+            conv (nn.Conv2d): See there.
+            norm (_BatchNorm, optional): See there.
+            branch_norm (bool): False leaves the BatchNorms out. Defaults to True.
+            options: The block's own.
+        """
+        make = like(norm) if branch_norm else None
+        return cls(**geometry(conv), norm=make, **options).to(conv.weight.device, conv.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve and normalise: (N, I, H, W) to (N, O, H', W')."""
+        self.settle()
+        if type(self) is nn.Conv2d:
+            return self(x)
+        return reduce(torch.add, [branch(x) for branch in self.children()])
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        parts = [branch.merged() for branch in self.children()]
+        biases = [bias for _, bias in parts if bias is not None]
+        return (
+            reduce(torch.add, [kernel for kernel, _ in parts]),
+            reduce(torch.add, biases) if biases else None,
+        )
+
+    @torch.no_grad()
+    def imitate(self, conv: nn.Conv2d, norm: _BatchNorm | None = None) -> None:
+        """Compute what ``conv`` and ``norm`` compute, in training mode too.
+
+        The first branch takes their place; the BatchNorms at the end of the others start at zero.
+        Without BatchNorms the other branches keep their values, and the first makes up for them.
+        """
+        first, *others = self.children()
+        if not self.takes_norm:
+            kernel = conv.weight.double()
+            for branch in others:
+                kernel = kernel - branch.merged()[0]
+            first.imitate(kernel)
+            return
+        for branch in others:
+            branch.norm.weight.zero_()
+            branch.norm.bias.zero_()
+        first.imitate(conv.weight.double())
+        first.norm.load_state_dict(norm.state_dict())
+        if conv.bias is not None:
+            first.norm.running_mean -= conv.bias
+
+    @torch.no_grad()
+    def split(self, absorbed: AbsorbedNorm) -> _BatchNorm:
+        """Become a convolution without bias, and return the BatchNorm that belongs behind it.
+
+        In eval mode both amount to this block. The outputs of the branches have known means, so the
+        running mean is exact; their variances are added up as if they did not depend on each
+        other, so the running variance is an estimate. Training goes on from there.
+
+        Args:
+            absorbed (AbsorbedNorm): What stands behind the block.
+        """
+        kernel, bias = copy.deepcopy(self).double().merged()
+        last = [branch.norm for branch in self.children()]
+        mean = sum(norm.bias.double() for norm in last)
+        variance = sum(norm.weight.double() ** 2 for norm in last)
+        norm = absorbed.restored().to(last[0].weight)
+        norm.train(self.training)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(mean)
+        norm.running_mean.copy_(mean - bias)
+        norm.running_var.copy_(variance)
+        self.become_conv(kernel, None)
+        return norm
+
+
+class AbsorbedNorm(nn.Identity):
+    """Stands where a BatchNorm was that the block in front of it has taken in.
+
+    To a tool that folds BatchNorms by their tensors it is one that changes nothing.
+
+    Args:
+        norm (_BatchNorm): What it was.
+        block (NormedConv2d): What stands in front of it.
+    """
+
+    eps = 0.0
+
+    def __init__(self, norm: _BatchNorm, block: NormedConv2d):
+        super().__init__()
+        self.num_features = norm.num_features
+        self.make = like(norm)
+        # In a tuple, so that it is no child of this one too.
+        self._block = (block,)
+
+    @property
+    def weight(self) -> Tensor:
+        """Ones, (O,)."""
+        return next(self._block[0].parameters()).detach().new_ones(self.num_features)
+
+    @property
+    def bias(self) -> Tensor:
+        """Zeros, (O,)."""
+        return torch.zeros_like(self.weight)
+
+    running_var, running_mean = weight, bias
+
+    def restored(self) -> _BatchNorm:
+        """A fresh BatchNorm of the kind that was here."""
+        return self.make(self.num_features)
+
+
+class NormedBranch(nn.Module):
+    """A branch of such a block: ``norm`` at the end, and what goes before it.
+
+    Args:
+        block (ReparamConv2d): Whose geometry it has; not kept.
+        norm (Callable, optional): Makes a BatchNorm, see :class:`NormedConv2d`.
+    """
+
+    def __init__(self, block: ReparamConv2d, norm: MakeNorm | None):
+        super().__init__()
+        self.in_channels = block.in_channels
+        self.out_channels = block.out_channels
+        self.kernel_size = block.kernel_size[0]
+        self.stride = block.stride
+        self.padding = block.padding
+        self.dilation = block.dilation
+        self.groups = block.groups
+        self.norm = norm(self.out_channels) if norm else nn.Identity()
+
+    def reset_parameters(self) -> None:
+        """Give the parameters outside of other modules initial values anew."""
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        """As of :class:`mmorepa.convs.reparam.ReparamConv2d`."""
+        raise NotImplementedError
+
+
+class ConvBranch(NormedBranch):
+    """A convolution, then a norm.
+
+    Args:
+        size (tuple[int, int], optional): Height and width of the kernel, both odd and at most k.
+            Defaults to k x k.
+        args: As of :class:`NormedBranch`.
+    """
+
+    def __init__(self, *args, size: tuple[int, int] | None = None):
+        super().__init__(*args)
+        self.size = size or (self.kernel_size, self.kernel_size)
+        # What is left of the padding of k x k; a crop where that is negative.
+        self.margin = tuple(
+            p - d * (self.kernel_size // 2 - side // 2)
+            for p, d, side in zip(self.padding, self.dilation, self.size)
+        )
+        self._add_convolution()
+
+    def _add_convolution(self) -> None:
+        self.weight = new_weight(self.out_channels, self.in_channels // self.groups, *self.size)
+
+    def reset_parameters(self) -> None:
+        reset_weight(self.weight)
+
+    def kernel(self) -> Tensor:
+        """The convolution's weight, (O, I/g, height, width)."""
+        return self.weight
+
+    def imitate(self, kernel: Tensor) -> None:
+        """Set the convolution's weight; (O, I/g, k, k)."""
+        self.weight.copy_(kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.margin
+        if min(padding) < 0:
+            x, padding = F.pad(x, [padding[1]] * 2 + [padding[0]] * 2), (0, 0)
+        x = conv2d(x, self.kernel(), None, self.stride, padding, self.dilation, self.groups)
+        return self.norm(x)
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        return fold(kernels.centre(self.kernel(), self.kernel_size), None, self.norm)
+
+
+class OREPABranch(ConvBranch):
+    """A convolution that trains as an OREPA block, then a norm.
+
+    Args:
+        options: Of :class:`mmorepa.OREPAConv2d`.
+        args: As of :class:`NormedBranch`.
+    """
+
+    def __init__(self, *args, **options):
+        self.options = options
+        super().__init__(*args)
+
+    def _add_convolution(self) -> None:
+        self.conv = OREPAConv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=False,
+            **self.options,
+        )
+
+    def reset_parameters(self) -> None:
+        """Do nothing: the block inside has a method of its own."""
+
+    def kernel(self) -> Tensor:
+        return self.conv.weight
+
+    def imitate(self, kernel: Tensor) -> None:
+        self.conv.imitate_kernel(kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class IdentityBranch(ConstantsMixin, NormedBranch):
+    """Nothing but a norm; for blocks that keep the shape, see :func:`keeps_shape`."""
+
+    def __init__(self, block: ReparamConv2d, norm: MakeNorm | None):
+        super().__init__(block, norm)
+        self.register_constants(torch.empty(0))
+
+    def constants(self) -> dict[str, Tensor]:
+        return dict(kernel=new_identity(self))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        return fold(kernels.centre(self.kernel, self.kernel_size), None, self.norm)
+
+
+class AverageBranch(ConstantsMixin, NormedBranch):
+    """A 1x1 convolution and a norm, then an average over k x k and a norm.
+
+    A depthwise block has the average alone.
+    """
+
+    def __init__(self, block: ReparamConv2d, norm: MakeNorm | None):
+        super().__init__(block, norm)
+        self.is_depthwise = block.is_depthwise
+        self.register_constants(torch.empty(0))
+        if not self.is_depthwise:
+            self.weight = new_weight(self.out_channels, self.in_channels // self.groups, 1, 1)
+            self.inner_norm = norm(self.out_channels) if norm else nn.Identity()
+
+    def reset_parameters(self) -> None:
+        if not self.is_depthwise:
+            reset_weight(self.weight)
+
+    def constants(self) -> dict[str, Tensor]:
+        # Ones rather than their ninths: exact in every dtype.
+        return dict(ones=torch.ones(1, 1, self.kernel_size, self.kernel_size, device='cpu'))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_depthwise:
+            x = F.pad(x, [self.padding[1]] * 2 + [self.padding[0]] * 2)
+        else:
+            x = F.conv2d(x, self.weight, groups=self.groups)
+            x = normed_and_padded(self.inner_norm, x, self.padding)
+        if self.dilation == (1, 1):
+            x = F.avg_pool2d(x, self.kernel_size, self.stride)
+        else:
+            box = self.box().expand(self.out_channels, -1, -1, -1)
+            x = F.conv2d(x, box, None, self.stride, 0, self.dilation, self.out_channels)
+        return self.norm(x)
+
+    def box(self) -> Tensor:
+        """The average as a kernel, (1, 1, k, k)."""
+        return self.ones / self.kernel_size**2
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        if self.is_depthwise:
+            kernel, bias = self.box().expand(self.out_channels, -1, -1, -1), None
+        else:
+            kernel, bias = fold(self.weight, None, self.inner_norm)
+            kernel = kernel * self.box()
+        return fold(kernel, bias, self.norm)
+
+
+class PointwiseKxKBranch(ConstantsMixin, NormedBranch):
+    """A 1x1 convolution and a norm, then a k x k one and a norm.
+
+    With as many channels M inside as go in, the 1x1 kernel is a fixed identity plus a learned
+    residual that starts at zero.
+
+    Args:
+        middle_channels (int): M.
+        block: As of :class:`NormedBranch`; ``norm`` likewise.
+    """
+
+    def __init__(self, block: ReparamConv2d, norm: MakeNorm | None, middle_channels: int):
+        super().__init__(block, norm)
+        width = self.in_channels // self.groups
+        self.has_identity = middle_channels == self.in_channels
+        self.register_constants(torch.empty(0))
+        if self.has_identity:
+            self.residual = nn.Parameter(torch.zeros_like(self.identity))
+        else:
+            self.first = new_weight(middle_channels, width, 1, 1)
+        self.inner_norm = norm(middle_channels) if norm else nn.Identity()
+        size = self.kernel_size
+        self.weight = new_weight(self.out_channels, middle_channels // self.groups, size, size)
+
+    def reset_parameters(self) -> None:
+        if self.has_identity:
+            nn.init.zeros_(self.residual)
+        else:
+            reset_weight(self.first)
+        reset_weight(self.weight)
+
+    def constants(self) -> dict[str, Tensor]:
+        return dict(identity=new_identity(self)) if self.has_identity else {}
+
+    def pointwise(self) -> Tensor:
+        """The 1x1 kernel, (M, I/g, 1, 1)."""
+        return self.identity + self.residual if self.has_identity else self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.pointwise(), groups=self.groups)
+        x = normed_and_padded(self.inner_norm, x, self.padding)
+        x = F.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        return self.norm(x)
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        first, inner_bias = fold(self.pointwise(), None, self.inner_norm)
+        weight = self.weight.to(first)
+        kernel, bias = kernels.compose_pointwise(first, weight, self.groups), None
+        if inner_bias is not None:
+            # What the k x k kernel makes of a constant image.
+            constant = weight.sum((2, 3)).reshape(self.groups, -1, weight.shape[1])
+            bias = (constant @ inner_bias.reshape(self.groups, -1, 1)).flatten()
+        return fold(kernel, bias, self.norm)
+
+
+def keeps_shape(block: ReparamConv2d) -> bool:
+    """Whether the output of a block has the shape of its input, so that an identity fits."""
+    return (
+        block.in_channels == block.out_channels
+        and block.stride == (1, 1)
+        and block.padding == block.same_padding
+    )
+
+
+def new_identity(branch: NormedBranch) -> Tensor:
+    """The 1x1 kernel that changes nothing, (I, I/g, 1, 1), on the CPU."""
+    with torch.device('cpu'):
+        return kernels.grouped_identity(branch.in_channels, branch.in_channels, branch.groups)
+
+
+def new_weight(*shape: int) -> nn.Parameter:
+    """A weight with the initial values of ``nn.Conv2d``."""
+    return reset_weight(nn.Parameter(torch.empty(shape)))
+
+
+def reset_weight(weight: nn.Parameter) -> nn.Parameter:
+    """Give a weight the initial values of ``nn.Conv2d``, and return it."""
+    return nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+
+
+def normed_and_padded(norm: nn.Module, x: Tensor, padding: tuple[int, int]) -> Tensor:
+    """``norm(x)``, padded with what ``norm`` makes of zero in eval mode.
+
+    So padding behind the norm equals padding before it, and the branch can be merged (DBB,
+    sec. 3.2). No gradient goes through the padding, as in the released code.
+
+    Args:
+        norm (nn.Module): A BatchNorm, or the identity.
+        x (Tensor): (N, C, H, W).
+        padding (tuple[int, int]): For height and width.
+
+    Returns:
+        Tensor: (N, C, H + 2 * padding[0], W + 2 * padding[1]).
+    """
+    x = norm(x)
+    top, left = padding
+    if not isinstance(norm, _BatchNorm):
+        return F.pad(x, [left, left, top, top])
+    if padding == (0, 0):
+        return x
+    with torch.no_grad():
+        zero = torch.zeros_like(norm.running_mean)
+        border = F.batch_norm(
+            zero[None], norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
+    n, c, height, width = x.shape
+    border = border.to(x.dtype).reshape(1, c, 1, 1)
+    if torch._C._are_functorch_transforms_active():
+        # vmap does not write into a tensor that is not batched.
+        frame = [left, left, top, top]
+        return F.pad(x, frame) + border * F.pad(torch.zeros_like(x), frame, value=1.0)
+    framed = border.repeat(n, 1, height + 2 * top, width + 2 * left)
+    framed[:, :, top : top + height, left : left + width] = x
+    return framed
+
+
+def fold(kernel: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """:func:`mmorepa.convs.kernels.fold_batch_norm`, unless ``norm`` is the identity."""
+    if isinstance(norm, _BatchNorm):
+        return kernels.fold_batch_norm(kernel, bias, norm)
+    return kernel, bias
+
+
+def like(norm: _BatchNorm) -> MakeNorm:
+    """What makes fresh BatchNorms of the same kind."""
+    options = dict(eps=norm.eps, momentum=norm.momentum)
+    return partial(_make_norm, type(norm), options, norm.weight.requires_grad)
+
+
+def _make_norm(kind: type[_BatchNorm], options: dict, trainable: bool, channels: int) -> nn.Module:
+    norm = kind(channels, **options)
+    return norm if trainable else norm.requires_grad_(False)

@@ -1,0 +1,1 @@
+"""From convolutions to blocks, and from blocks to convolutions."""

@@ -1,0 +1,173 @@
+"""From the training form to the deploy form, and the proof that both are the same function.
+
+A model has three forms. In the *training* form convolutions are OREPA or other blocks. ``squeeze``
+turns each into the plain convolution it amounts to, BatchNorm kept: the *squeezed* form, whose
+state dict is that of the plain network. ``switch_to_deploy`` folds the BatchNorms as well: the
+*deploy* form.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..blocks.normed import AbsorbedNorm
+from ..kernels import fold_batch_norm
+from ..reparam import ReparamConv2d
+from .pairs import Pair, conv_norm_pairs
+
+#: Largest relative difference in float32 that passes for equal.
+TOLERANCE = 1e-4
+
+
+def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
+    """Turn every block in ``model`` into a plain convolution; BatchNorms stay.
+
+    A block that has taken in the BatchNorm behind it gives one back, such that the function in eval
+    mode is the same; see :meth:`mmorepa.convs.blocks.normed.NormedConv2d.split`. Doing it twice
+    changes nothing.
+
+    Args:
+        model (nn.Module): Any module, a block itself included.
+        inplace (bool): False leaves ``model`` alone and returns a changed copy.
+
+    Returns:
+        nn.Module: The squeezed model.
+    """
+    if not inplace:
+        model = copy.deepcopy(model)
+    for pair in list(conv_norm_pairs(model)):
+        if isinstance(pair.norm, AbsorbedNorm):
+            pair.parent._modules[pair.norm_name] = pair.conv.split(pair.norm)
+    for module in list(model.modules()):
+        if isinstance(module, ReparamConv2d):
+            module.switch_to_deploy()
+    return model
+
+
+def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
+    """Squeeze ``model`` and fold every BatchNorm that directly follows a convolution into it.
+
+    "Follows" is read off the order in which a module holds its children, see
+    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`; ``verify`` tells when a model does not keep
+    to it. Modules shared between several places keep their BatchNorm. Folding is done in float64
+    and stored in the model's dtype. Doing it twice changes nothing.
+
+    Args:
+        model (nn.Module): Any module.
+        inplace (bool): False leaves ``model`` alone and returns a changed copy.
+
+    Returns:
+        nn.Module: The model in deploy form.
+    """
+    if not inplace:
+        model = copy.deepcopy(model)
+    for pair in list(foldable_norms(model)):
+        if not isinstance(pair.norm, AbsorbedNorm):
+            _fold(pair.conv, pair.norm)
+        pair.parent._modules[pair.norm_name] = nn.Identity()
+    return squeeze(model)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models' outputs for the same input lie apart.
+
+    Attributes:
+        max_abs (float): Largest absolute difference of any output number.
+        relative (float): ``max_abs`` over the largest magnitude of the first model's outputs.
+        argmax (float): Share of positions at which the largest channel is the same, 0 to 1.
+    """
+
+    max_abs: float
+    relative: float
+    argmax: float
+
+    def within(self, tolerance: float = TOLERANCE) -> bool:
+        """Whether the relative difference is at most ``tolerance``; False for NaN."""
+        return self.relative <= tolerance
+
+    def __str__(self) -> str:
+        return (
+            f'largest difference {self.max_abs:.2e}, relative {self.relative:.2e}, '
+            f'same argmax {self.argmax:.2%}'
+        )
+
+
+@torch.no_grad()
+def verify(before: nn.Module, after: nn.Module, *args, **kwargs) -> Agreement:
+    """Compare two forms of a model on one input, in eval mode.
+
+    Both models are left in the mode, train or eval, in which each module was.
+
+    Args:
+        before (nn.Module): The training form.
+        after (nn.Module): The squeezed or deploy form.
+        args: The input, as the models take it; ``kwargs`` likewise.
+
+    Returns:
+        Agreement: Over all tensors in the outputs, nested in lists, tuples or dicts or not.
+
+    Raises:
+        ValueError: If the outputs differ in number or shape, or hold no tensor.
+    """
+    first = _tensors(_evaluate(before, *args, **kwargs))
+    second = _tensors(_evaluate(after, *args, **kwargs))
+    shapes = [tuple(t.shape) for t in first], [tuple(t.shape) for t in second]
+    if not first or shapes[0] != shapes[1]:
+        raise ValueError(f'verify: outputs of shapes {shapes[0]} and {shapes[1]} do not compare')
+    first = [t.double().cpu() for t in first]
+    second = [t.double().cpu() for t in second]
+    # torch's max passes NaN on, where Python's may lose it.
+    gaps = torch.stack([(a - b).abs().max() for a, b in zip(first, second)])
+    size = torch.stack([a.abs().max() for a in first]).max().item()
+    max_abs = gaps.max().item()
+    same = [(a.argmax(1) == b.argmax(1)).flatten() for a, b in zip(first, second) if a.dim() > 1]
+    return Agreement(
+        max_abs=max_abs,
+        relative=max_abs / size if size else max_abs,
+        argmax=torch.cat(same).double().mean().item() if same else 1.0,
+    )
+
+
+def _evaluate(model: nn.Module, *args, **kwargs):
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return model(*args, **kwargs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _tensors(output) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output] if output.numel() else []
+    if isinstance(output, dict):
+        output = output.values()
+    if isinstance(output, str) or not hasattr(output, '__iter__'):
+        return []
+    return [tensor for item in output for tensor in _tensors(item)]
+
+
+def foldable_norms(model: nn.Module) -> Iterator[Pair]:
+    """Each convolution with a BatchNorm that can be folded into it, or that it has taken in."""
+    for pair in conv_norm_pairs(model):
+        if isinstance(pair.norm, AbsorbedNorm) or pair.norm.track_running_stats:
+            yield pair
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d | ReparamConv2d, norm: _BatchNorm) -> None:
+    if isinstance(conv, ReparamConv2d):
+        conv.switch_to_deploy(norm)
+        return
+    kernel, bias = fold_batch_norm(conv.weight, conv.bias, norm)
+    dtype, trainable = conv.weight.dtype, conv.weight.requires_grad
+    conv.weight = nn.Parameter(kernel.to(dtype), trainable)
+    conv.bias = nn.Parameter(bias.to(dtype), trainable)

@@ -1,0 +1,1 @@
+"""The method: the block, its branches, adding them up quickly, squeezed training."""

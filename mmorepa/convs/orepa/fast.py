@@ -1,0 +1,547 @@
+"""Adding up the kernels of a block's branches at little cost, and taking the gradient back.
+
+The plain statement, the sum of what the branches give, is dozens of small operations, of which
+autograd keeps every intermediate kernel. Here each branch adds itself to one tensor, and takes the
+gradient of that tensor back to its parameters; nothing is kept but the parameters. On a CPU all
+branches do so for a few output channels at a time, which stay in a core's cache; elsewhere each
+operation has to be launched, and runs over all channels.
+
+Notation: a convolution of g groups is g convolutions beside each other, ``s`` counts them, through
+several blocks where these are stacked (:mod:`mmorepa.convs.orepa.stacks`). Each has u output
+channels and w input channels, and t = k^2 taps. Kernels are (s, u, t, w), see
+:mod:`mmorepa.convs.rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from ..context import is_traced, without_autocast
+from ..rows import as_kernel
+from . import branches
+from .branches import SEPARABLE_MULTIPLIER, Branch
+
+#: How many numbers of a kernel are gone over at a time on a CPU. Fewer would stay in a smaller
+#: cache, and the product that all of them add to would be gone over more often.
+CACHED = 2**20
+#: How many sums of the separable branch it holds beside those.
+CACHED_SUMS = 2**17
+
+
+def sum_of_kernels(block: nn.Module) -> Tensor:
+    """The sum of a block's scaled kernels, (O, I/g, k, k), in channels_last memory format.
+
+    Args:
+        block (nn.Module): Its children are branches of the same geometry.
+    """
+    if is_traced() or not is_fast(block):
+        return by_formula(block)
+    tensors = named_tensors(block)
+    return _Sum.apply(block, list(tensors), *tensors.values())
+
+
+def by_formula(block: nn.Module) -> Tensor:
+    """:func:`sum_of_kernels` as the paper states it."""
+    return reduce(torch.add, [branch() for branch in block.children()])
+
+
+def is_fast(block: nn.Module) -> bool:
+    """Whether all branches can do without their formulas; hooks and parametrizations want these."""
+    for branch in block.children():
+        if type(branch) not in FAST or branch._forward_pre_hooks or branch._forward_hooks:
+            return False
+    return True
+
+
+def tensors_of(branch: Branch) -> dict[str, Tensor]:
+    """Parameters and constants of a branch by name, without those that are None."""
+    names = ('scale', *branch.names, *branch._buffers)
+    tensors = {name: getattr(branch, name) for name in names}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def named_tensors(block: nn.Module) -> dict[tuple[str, str], Tensor]:
+    """:func:`tensors_of` of all branches of a block, by branch and name."""
+    return {
+        (branch_name, name): tensor
+        for branch_name, branch in block.named_children()
+        for name, tensor in tensors_of(branch).items()
+    }
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, block: nn.Module, names: list[tuple[str, str]], *tensors: Tensor) -> Tensor:
+        ctx.block, ctx.names = block, names
+        # DDP broadcasts buffers in place between two passes, which would count as a change.
+        is_constant = [name in getattr(block, branch)._buffers for branch, name in names]
+        ctx.constants = [t if fixed else None for t, fixed in zip(tensors, is_constant)]
+        ctx.save_for_backward(*[None if fixed else t for t, fixed in zip(tensors, is_constant)])
+        sample = next(block.children())
+        rows = tensors[0].new_empty(sample.out_channels, sample.kernel_size**2, sample.width)
+        add_up(terms_of(block, names, tensors), rows.unflatten(0, (sample.groups, -1)))
+        return as_kernel(rows, sample.kernel_size)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        wanted = ctx.needs_input_grad[2:]
+        tensors = [c if s is None else s for s, c in zip(ctx.saved_tensors, ctx.constants)]
+        # A backward pass may run under autocast; kernels keep their precision all the same.
+        with without_autocast(grad.device):
+            if torch.is_grad_enabled():
+                return None, None, *_differentiable(ctx.block, ctx.names, tensors, wanted, grad)
+            found = [torch.empty_like(t) if wants else None for t, wants in zip(tensors, wanted)]
+            pull_back(
+                terms_of(ctx.block, ctx.names, tensors),
+                kernel_rows(grad, next(ctx.block.children()).groups),
+                terms_of(ctx.block, ctx.names, found),
+            )
+        return None, None, *found
+
+
+def _differentiable(block, names, tensors, wanted, grad) -> list[Tensor | None]:
+    """The gradients with a graph of their own, for a second derivative; by the formula."""
+    own = {'.'.join(name): tensor for name, tensor in zip(names, tensors)}
+
+    class Formula(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._modules = block._modules
+
+        def forward(self) -> Tensor:
+            return by_formula(self)
+
+    kernel = torch.func.functional_call(Formula(), own, ())
+    inputs = [tensor for tensor, wants in zip(tensors, wanted) if wants]
+    gradients = iter(torch.autograd.grad(kernel, inputs, grad, create_graph=True))
+    return [next(gradients) if wants else None for wants in wanted]
+
+
+def kernel_rows(kernel: Tensor, groups: int) -> Tensor:
+    """A kernel (O, I/g, k, k) as (g, u, t, w); a view."""
+    return kernel.flatten(2).transpose(1, 2).unflatten(0, (groups, -1))
+
+
+def terms_of(block: nn.Module, names: list[tuple[str, str]], tensors) -> list[Term]:
+    """The branches of a block with their tensors, or with the gradients of these.
+
+    Args:
+        block (nn.Module): See :func:`sum_of_kernels`.
+        names (list[tuple[str, str]]): The branch and the name there, of each tensor.
+        tensors (Sequence[Tensor | None]): Those; None for a gradient that is not wanted.
+    """
+    own: dict[str, dict[str, Tensor]] = {}
+    for (branch_name, name), tensor in zip(names, tensors):
+        if tensor is not None:
+            branch = getattr(block, branch_name)
+            own.setdefault(branch_name, {})[name] = FAST[type(branch)].view(
+                name, tensor, branch.groups
+            )
+    return [(FAST[type(getattr(block, name))], tensors) for name, tensors in own.items()]
+
+
+Term = tuple[type['FastBranch'], Mapping[str, Tensor]]
+
+
+def add_up(terms: list[Term], target: Tensor, in_passes: bool | None = None) -> None:
+    """Write the sum of branches' scaled kernels to ``target``.
+
+    Args:
+        terms (list[Term]): The branches with their tensors.
+        target (Tensor): (s, u, t, w), a view of any strides.
+        in_passes (bool, optional): Go over a few output channels at a time. By default on a CPU.
+    """
+    if in_passes is None:
+        in_passes = goes_in_passes(target)
+    # The one with a product of its own size begins, so that the others add to that.
+    terms = sorted(terms, key=lambda term: not term[0].begins)
+    for part in parts(target, in_passes):
+        some = target[:, part]
+        rows = some if _is_dense(some) else some.new_empty(some.shape)
+        for i, (fast, tensors) in enumerate(terms):
+            fast.add(rows, i == 0, in_passes, **fast.part(tensors, part))
+        if rows is not some:
+            some.copy_(rows)
+
+
+def pull_back(
+    terms: list[Term], grad: Tensor, wanted: list[Term], in_passes: bool | None = None
+) -> None:
+    """Write the gradients of branches' tensors, where that of the sum of their kernels is ``grad``.
+
+    Args:
+        terms (list[Term]): The branches with their tensors.
+        grad (Tensor): (s, u, t, w), a view of any strides.
+        wanted (list[Term]): Where the gradients go; what is not wanted is left out.
+        in_passes (bool, optional): See :func:`add_up`.
+    """
+    if in_passes is None:
+        in_passes = goes_in_passes(grad)
+    outputs = {fast: tensors for fast, tensors in wanted}
+    for i, part in enumerate(parts(grad, in_passes)):
+        some = grad[:, part]
+        some = some if _is_dense(some) else some.contiguous()
+        for fast, tensors in terms:
+            if fast in outputs:
+                to = fast.part(outputs[fast], part)
+                fast.pull_back(some, i == 0, in_passes, to, **fast.part(tensors, part))
+
+
+def goes_in_passes(tensor: Tensor) -> bool:
+    """Whether many passes over parts in a cache are quicker here than few operations.
+
+    So it is on a CPU, where batched products of eight numbers are slow; elsewhere each operation
+    has to be launched.
+    """
+    return tensor.device.type == 'cpu'
+
+
+def parts(rows: Tensor, in_passes: bool) -> Iterator[slice]:
+    """Ranges of the output channels u of (s, u, t, w), each what a core's cache holds."""
+    channels = rows.shape[1]
+    length = max(1, CACHED * channels // max(1, rows.numel())) if in_passes else channels
+    for start in range(0, channels, length):
+        yield slice(start, start + length)
+
+
+def _is_dense(rows: Tensor) -> bool:
+    """Whether a convolution's rows lie behind each other."""
+    _, _, t, w = rows.shape
+    strides = rows.stride()
+    return (strides[3] == 1 or w == 1) and (strides[2] == w or t == 1) and strides[1] == t * w
+
+
+class FastBranch:
+    """How the branches of one kind add themselves up and take gradients back.
+
+    ``rows`` and ``grad`` are (s, u, t, w) and dense in their last three dimensions. Gradients go to
+    the tensors in ``to``, those that are there. ``is_first`` is False if other parts of the output
+    channels have been seen: gradients of what all share are added to, then.
+    """
+
+    #: Tensors that all output channels of a convolution share, (s, ...); others are (s, u, ...).
+    shared: tuple[str, ...] = ()
+    #: Whether it begins with a product as large as the kernel.
+    begins = False
+
+    @classmethod
+    def view(cls, name: str, tensor: Tensor, groups: int) -> Tensor:
+        """A tensor of a branch as (g, u, ...), or (g, ...) if it is shared; a view."""
+        return tensor.unflatten(0, (groups, -1))
+
+    @classmethod
+    def part(cls, tensors: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
+        """The tensors for some of the output channels."""
+        return {
+            name: tensor if name in cls.shared else tensor[:, part]
+            for name, tensor in tensors.items()
+        }
+
+    @staticmethod
+    def add(rows: Tensor, is_first: bool, in_passes: bool, **tensors: Tensor) -> None:
+        """Add the scaled kernel to ``rows``, or write it there if it is the first."""
+        raise NotImplementedError
+
+    @staticmethod
+    def pull_back(
+        grad: Tensor, is_first: bool, in_passes: bool, to: Mapping[str, Tensor], **tensors: Tensor
+    ) -> None:
+        """Write the gradients of the tensors."""
+        raise NotImplementedError
+
+
+class FastOriginal(FastBranch):
+    """``weight`` (s, u, t, w)."""
+
+    @staticmethod
+    def add(rows, is_first, in_passes, weight, scale=None):
+        _add_scaled(rows, is_first, weight, scale)
+
+    @staticmethod
+    def pull_back(grad, is_first, in_passes, to, weight, scale=None):
+        _pull_back_scaled(grad, in_passes, to, 'weight', weight, scale)
+
+
+class FastPointwise(FastBranch):
+    """``weight`` (s, u, w)."""
+
+    @classmethod
+    def view(cls, name, tensor, groups):
+        return (
+            tensor.flatten(1).unflatten(0, (groups, -1))
+            if name == 'weight'
+            else (super().view(name, tensor, groups))
+        )
+
+    @staticmethod
+    def add(rows, is_first, in_passes, weight, scale=None):
+        if is_first:
+            rows.zero_()
+        centre = rows.shape[2] // 2
+        _add_scaled(rows[:, :, centre], False, weight, scale)
+
+    @staticmethod
+    def pull_back(grad, is_first, in_passes, to, weight, scale=None):
+        gathered = grad[:, :, grad.shape[2] // 2]
+        _pull_back_scaled(gathered, in_passes, to, 'weight', weight, scale)
+
+
+class FastAverage(FastPointwise):
+    """``weight`` (s, u, w)."""
+
+    @staticmethod
+    def add(rows, is_first, in_passes, weight, scale=None):
+        if is_first:
+            rows.zero_()
+        share = 1 / rows.shape[2]
+        if scale is None:
+            rows.add_(weight.unsqueeze(2), alpha=share)
+        elif not in_passes:
+            rows.addcmul_(weight.unsqueeze(2), scale[:, :, None, None], value=share)
+        else:
+            # Scaled first: a number for each pair of channels, not for each tap.
+            rows.add_((weight * scale.unsqueeze(2)).unsqueeze(2), alpha=share)
+
+    @staticmethod
+    def pull_back(grad, is_first, in_passes, to, weight, scale=None):
+        _pull_back_scaled(grad.mean(2), in_passes, to, 'weight', weight, scale)
+
+
+class FastPrior(FastPointwise):
+    """``weight`` (s, u, w), ``filters`` (s, u, t)."""
+
+    @classmethod
+    def view(cls, name, tensor, groups):
+        if name == 'filters':
+            return tensor.flatten(1).unflatten(0, (groups, -1))
+        return super().view(name, tensor, groups)
+
+    @staticmethod
+    def add(rows, is_first, in_passes, weight, filters, scale=None):
+        if is_first:
+            rows.zero_()
+        filters = filters if scale is None else filters * scale.unsqueeze(2)
+        rows.addcmul_(filters.unsqueeze(3), weight.unsqueeze(2))
+
+    @staticmethod
+    def pull_back(grad, is_first, in_passes, to, weight, filters, scale=None):
+        s, u, t, w = grad.shape
+        gathered = torch.bmm(filters.reshape(s * u, 1, t), grad.reshape(s * u, t, w))
+        _pull_back_scaled(gathered.view(s, u, w), in_passes, to, 'weight', weight, scale)
+
+
+class FastPointwiseKxK(FastBranch):
+    """``weight`` (s, u, t, m), ``residual`` (s, m, w), and perhaps the ``identity`` as that."""
+
+    shared = ('residual', 'identity')
+    begins = True
+
+    @classmethod
+    def view(cls, name, tensor, groups):
+        tensor = tensor.flatten(1) if name in cls.shared else tensor
+        return tensor.unflatten(0, (groups, -1))
+
+    @staticmethod
+    def add(rows, is_first, in_passes, weight, residual, identity=None, scale=None):
+        _add_product(rows, is_first, weight, _plus_identity(residual, identity), scale)
+
+    @staticmethod
+    def pull_back(grad, is_first, in_passes, to, weight, residual, identity=None, scale=None):
+        own = dict(first=_plus_identity(residual, identity), second=weight)
+        _pull_back_product(grad, is_first, in_passes, to, ('residual', 'weight'), scale, **own)
+
+
+class FastPointwisePointwise(FastBranch):
+    """``second`` (s, u, m), ``first`` (s, m, w), t = 1."""
+
+    shared = ('first',)
+    begins = True
+
+    @classmethod
+    def view(cls, name, tensor, groups):
+        tensor = tensor if name == 'scale' else tensor.flatten(1)
+        return tensor.unflatten(0, (groups, -1))
+
+    @staticmethod
+    def add(rows, is_first, in_passes, first, second, scale=None):
+        _add_product(rows, is_first, second.unsqueeze(2), first, scale)
+
+    @staticmethod
+    def pull_back(grad, is_first, in_passes, to, first, second, scale=None):
+        own = dict(first=first, second=second.unsqueeze(2))
+        _pull_back_product(grad, is_first, in_passes, to, ('first', 'second'), scale, **own)
+
+
+class FastSeparable(FastBranch):
+    """``pointwise`` (s, u, 8, w), ``depthwise`` (s, 8, t, w)."""
+
+    shared = ('depthwise',)
+
+    @classmethod
+    def view(cls, name, tensor, groups):
+        if name == 'depthwise':
+            return tensor.unflatten(2, (groups, -1)).permute(2, 0, 1, 3)
+        return super().view(name, tensor, groups)
+
+    @staticmethod
+    def add(rows, is_first, in_passes, depthwise, pointwise, scale=None):
+        if is_first:
+            rows.zero_()
+        if not in_passes:
+            # Batched over the input channels: (s, w, u, 8) times (s, w, 8, t).
+            shares = _scaled_into(_channels_first(pointwise), pointwise, scale)
+            filters = depthwise.permute(0, 3, 1, 2).contiguous()
+            product = torch.bmm(shares.flatten(0, 1), filters.flatten(0, 1))
+            rows.add_(product.unflatten(0, filters.shape[:2]).permute(0, 2, 3, 1))
+            return
+        shares = pointwise if scale is None else pointwise * scale[:, :, None, None]
+        for e in range(SEPARABLE_MULTIPLIER):
+            rows.addcmul_(shares[:, :, e, None], depthwise[:, None, e])
+
+    @staticmethod
+    def pull_back(grad, is_first, in_passes, to, depthwise, pointwise, scale=None):
+        back = _pull_separable_back_in_passes if in_passes else _pull_separable_back
+        back(grad, is_first, to, depthwise, pointwise, scale)
+
+
+def _pull_separable_back(grad, is_first, to, depthwise, pointwise, scale) -> None:
+    images = grad.permute(0, 3, 1, 2).contiguous().flatten(0, 1)  # (s w, u, t)
+    s, w = len(depthwise), depthwise.shape[3]
+    if 'depthwise' in to:
+        shares = _scaled_into(_channels_first(pointwise), pointwise, scale).flatten(0, 1)
+        found = torch.bmm(shares.mT, images).unflatten(0, (s, w)).permute(0, 2, 3, 1)
+        to['depthwise'].copy_(found) if is_first else to['depthwise'].add_(found)
+    filters = depthwise.permute(0, 3, 1, 2).contiguous().flatten(0, 1)  # (s w, 8, t)
+    found = torch.bmm(images, filters.mT).unflatten(0, (s, w)).permute(0, 2, 3, 1)
+    _pull_back_scaled(found.contiguous(), False, to, 'pointwise', pointwise, scale)
+
+
+def _pull_separable_back_in_passes(grad, is_first, to, depthwise, pointwise, scale) -> None:
+    s, u, t, w = grad.shape
+    if 'depthwise' in to:
+        # (s, n, 8, t, w): sums beside each other, as many as stay in a cache; fewer calls so.
+        beside = max(1, min(u, CACHED_SUMS // (s * SEPARABLE_MULTIPLIER * t * w)))
+        sums = grad.new_zeros(s, beside, SEPARABLE_MULTIPLIER, t, w)
+        shares = pointwise if scale is None else pointwise * scale[:, :, None, None]
+        for one_grad, one_share in zip(grad.split(beside, 1), shares.split(beside, 1)):
+            sums[:, : one_grad.shape[1]].addcmul_(one_share.unsqueeze(3), one_grad.unsqueeze(2))
+        found = sums.sum(1)
+        to['depthwise'].copy_(found) if is_first else to['depthwise'].add_(found)
+    found = torch.mul(grad[:, :, 0, None], depthwise[:, None, :, 0])
+    for tap in range(1, t):
+        found.addcmul_(grad[:, :, tap, None], depthwise[:, None, :, tap])
+    _pull_back_scaled(found, True, to, 'pointwise', pointwise, scale)
+
+
+#: The branches that can do without their formulas.
+FAST: dict[type[Branch], type[FastBranch]] = {
+    branches.Original: FastOriginal,
+    branches.Average: FastAverage,
+    branches.Prior: FastPrior,
+    branches.PointwiseKxK: FastPointwiseKxK,
+    branches.Pointwise: FastPointwise,
+    branches.Separable: FastSeparable,
+    branches.PointwisePointwise: FastPointwisePointwise,
+}
+
+
+def _add_scaled(rows: Tensor, is_first: bool, weight: Tensor, scale: Tensor | None) -> None:
+    """Add ``weight`` (s, u, ...) times ``scale`` (s, u) to ``rows``, or write it there."""
+    if is_first:
+        rows.copy_(weight) if scale is None else torch.mul(weight, _beside(scale, weight), out=rows)
+    elif scale is None:
+        rows.add_(weight)
+    else:
+        rows.addcmul_(weight, _beside(scale, weight))
+
+
+def _pull_back_scaled(grad, in_passes, to, name, weight, scale) -> None:
+    """Where a term is ``scale * weight``: the gradients of both, out of the term's."""
+    if 'scale' in to:
+        _dot(grad, weight, in_passes, to['scale'])
+    if name in to:
+        to[name].copy_(grad) if scale is None else torch.mul(
+            grad, _beside(scale, grad), out=to[name]
+        )
+
+
+def _add_product(rows, is_first, second, first, scale) -> None:
+    """Add ``scale * second @ first``, (s, u, t, m) times (s, m, w)."""
+    if not is_first:
+        product = _matmul(second.flatten(1, 2), first)
+        _add_scaled(rows, False, product.view(rows.shape), scale)
+        return
+    _matmul(second.flatten(1, 2), first, out=rows.flatten(1, 2))
+    if scale is not None:
+        rows.mul_(_beside(scale, rows))
+
+
+def _pull_back_product(grad, is_first, in_passes, to, names, scale, first, second) -> None:
+    """The gradients of :func:`_add_product`; ``names`` are those of the factors."""
+    if names[0] in to:
+        scaled = grad if scale is None else grad * _beside(scale, grad)
+        factors = second.flatten(1, 2).mT, scaled.flatten(1, 2)
+        if is_first:
+            _matmul(*factors, out=to[names[0]])
+        elif len(first) > 1:
+            to[names[0]].baddbmm_(*factors)
+        else:
+            to[names[0]][0].addmm_(factors[0][0], factors[1][0])
+    if names[1] in to or 'scale' in to:
+        found = _matmul(grad.flatten(1, 2), first.mT).view(second.shape)
+        if 'scale' in to:
+            _dot(found, second, in_passes, to['scale'])
+        if names[1] in to:
+            out = to[names[1]].view(second.shape)
+            out.copy_(found) if scale is None else torch.mul(found, _beside(scale, found), out=out)
+
+
+def _plus_identity(residual: Tensor, identity: Tensor | None) -> Tensor:
+    """``residual`` (s, m, w) plus identities on top of each other, which may be at hand."""
+    if identity is not None:
+        return residual + identity
+    first = residual.clone()
+    for offset in range(0, first.shape[1], first.shape[2]):
+        first.diagonal(-offset, 1, 2).add_(1)
+    return first
+
+
+def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """The products of (s, n, m) and (s, m, w)."""
+    if len(a) > 1:
+        return torch.bmm(a, b, out=out)
+    # A batch of one is not always passed on as the one product that it is.
+    return torch.mm(a[0], b[0], out=None if out is None else out[0]).unsqueeze(0)
+
+
+def _dot(a: Tensor, b: Tensor, in_passes: bool, out: Tensor) -> None:
+    """The inner products of (s, u, ...) and the same, (s, u)."""
+    a, b = a.flatten(2), b.flatten(2)
+    if in_passes:
+        torch.linalg.vecdot(a, b, out=out)
+    else:
+        n = a.shape[2]
+        torch.bmm(a.reshape(-1, 1, n), b.reshape(-1, n, 1), out=out.view(-1, 1, 1))
+
+
+def _beside(scale: Tensor, like: Tensor) -> Tensor:
+    """``scale`` (s, u) as (s, u, 1, ...)."""
+    return scale.reshape(*scale.shape, *[1] * (like.dim() - 2))
+
+
+def _channels_first(pointwise: Tensor) -> Tensor:
+    """An empty tensor (s, w, u, 8) for ``pointwise`` (s, u, 8, w)."""
+    s, u, e, w = pointwise.shape
+    return pointwise.new_empty(s, w, u, e)
+
+
+def _scaled_into(out: Tensor, pointwise: Tensor, scale: Tensor | None) -> Tensor:
+    """Write ``pointwise`` (s, u, 8, w) under its scale to ``out`` (s, w, u, 8)."""
+    source = pointwise.permute(0, 3, 1, 2)
+    if scale is None:
+        return out.copy_(source)
+    return torch.mul(source, scale[:, None, :, None], out=out)

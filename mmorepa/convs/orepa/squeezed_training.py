@@ -1,0 +1,641 @@
+"""Squeezed training: the network that trains is the plain one.
+
+The kernel ``K(theta)`` of a block depends on its parameters ``theta`` alone, not on the images. So
+forward and backward pass run on ``K`` as an ordinary leaf, and the parameters belong to the
+optimizer's step: with ``G = dL/dK`` in hand, ``dL/dtheta = J(theta)^T G`` is pulled back once, the
+optimizer steps ``theta``, and ``K`` is generated again. The numbers are those of the paper's online
+form; what surrounds the step sees the plain network and nothing else.
+
+In several processes the blocks are shared out (ZeRO's stage 1, by block; Rajbhandari et al., SC
+2020): gradients of the plain network are reduced as ever, which is exact, as pulling back is linear
+in ``G``; then each process pulls back, steps and generates the blocks that it owns, and hands their
+kernels to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...errors import UserError
+from .. import kernels
+from ..generated import GeneratedConv2d
+from .block import BranchSum, DeepLinearStem
+from .fast import add_up, is_fast, kernel_rows, named_tensors, pull_back, terms_of
+from .stacks import Stack, stack_key
+
+#: Floating-point operations that cost as much time as one parameter in the optimizer's step and in
+#: the passes over memory, roughly; to share out the blocks evenly.
+OPERATIONS_PER_PARAMETER = 500
+
+
+class SqueezedTraining:
+    """Trains a model's generated blocks through their kernels.
+
+    ``training.step()`` takes the place of ``optimizer.step()``::
+
+        training = mmorepa.SqueezedTraining(model, optimizer)
+        for images, labels in loader:
+            loss(model(images), labels).backward()
+            training.step()
+            training.zero_grad()
+
+    It is :meth:`pull_back`, ``optimizer.step()`` and :meth:`generate` in turn. Where something
+    belongs in between, such as a loss scaler or clipping, call these::
+
+            scaler.scale(loss).backward()
+            training.pull_back()
+            scaler.unscale_(optimizer)
+            training.clip_grad_norm_(1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            training.generate()
+
+    Gradients of several backward passes add up in the kernels, and are pulled back once.
+
+    What the optimizer holds is trained. Build it over ``model.parameters()``; the kernels' leaves
+    are taken out of its groups here. Frozen blocks are those whose ``weight`` does not require
+    grad.
+
+    Args:
+        model (nn.Module): The model, or the ``DistributedDataParallel`` around it. Blocks in mode
+            ``'online'`` are put into mode ``'squeezed'``.
+        optimizer (Optimizer): Any of torch's.
+        shard (bool, optional): Share the blocks out among the processes of ``torch.distributed``.
+            Then :meth:`consolidate` goes before checkpoints and before whatever else reads the
+            branches, clipping by norm is :meth:`clip_grad_norm_`, and a loss scaler has to be
+            ``torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler``. By default where
+            there are several processes.
+        grouped (bool, optional): Do blocks of equal geometry together, with few operations. By
+            default everywhere but on a CPU, where passes over parts of one block are quicker.
+
+    Raises:
+        UserError: If there is no block to train, the optimizer lacks the parameters of one, or
+            the model is wrapped already and its blocks are not in squeezed mode.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        shard: bool | None = None,
+        grouped: bool | None = None,
+    ):
+        is_wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+        self.model = model.module if is_wrapped else model
+        self.optimizer = optimizer
+        self.blocks = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, GeneratedConv2d) and module.mode != 'offline'
+        }
+        if not self.blocks:
+            raise UserError(
+                f'{type(self.model).__name__} has no block with a generated kernel: train it '
+                'without SqueezedTraining'
+            )
+        for name, block in self.blocks.items():
+            if is_wrapped and (block.mode != 'squeezed' or _requires_grad(block.kernel)):
+                raise UserError(
+                    f"{name} is not in mode='squeezed', and DistributedDataParallel reduces the "
+                    'gradients of its branches: build the model with it, then wrap'
+                )
+        self._trained = {name: _may_be_trained(block) for name, block in self.blocks.items()}
+        for block in self.blocks.values():
+            block.mode = 'squeezed'
+            block.kernel.requires_grad_(False)
+        self._take_leaves_out()
+        self.grouped = grouped
+        self._stacks: list[Stack] = []
+        self._stacked: dict[int, tuple[Stack, int]] = {}
+        self._stepped: list[str] = []
+        self._is_consolidated = True
+        optimizer.register_state_dict_pre_hook(self._refuse_partial_state)
+        self.shard = processes() > 1 if shard is None else shard
+
+    @property
+    def shard(self) -> bool:
+        """Whether the blocks are shared out among the processes; to be set between two steps.
+
+        Raises:
+            UserError: If it is set to True and ``torch.distributed`` is not up, or to False while
+                branches are out of date.
+        """
+        return self._shard
+
+    @shard.setter
+    def shard(self, shard: bool) -> None:
+        if shard and not processes():
+            raise UserError('shard=True wants torch.distributed: call init_process_group first')
+        if not shard and not self._is_consolidated:
+            raise UserError('shard=False wants consolidate() in all processes first')
+        self._shard = shard
+        self.rank = dist.get_rank() if shard else 0
+        #: The process that owns each block, by name.
+        self.owners = share_out(self.blocks, processes() if shard else 1)
+        self._stacks, self._stacked = [], {}
+
+    def _take_leaves_out(self) -> None:
+        leaves = {id(block.weight): name for name, block in self.blocks.items()}
+        groups = self.optimizer.param_groups
+        for group in groups:
+            kept = [p for p in group['params'] if id(p) not in leaves]
+            for parameter in group['params']:
+                if id(parameter) in leaves:
+                    self.optimizer.state.pop(parameter, None)
+            group['params'] = kept
+        groups[:] = [group for group in groups if group['params']]
+        held = {id(p) for group in groups for p in group['params']}
+        for name, block in self.blocks.items():
+            self._trained[name] = [p for p in self._trained[name] if id(p) in held]
+            if block.weight.requires_grad:
+                self._refuse_untrained(name)
+
+    def _refuse_untrained(self, name: str) -> None:
+        if not self._trained[name]:
+            raise UserError(
+                f'the optimizer has no parameter of the branches of {name}: build it over '
+                'model.parameters(), which do not all require grad in squeezed mode, or '
+                'freeze the block'
+            )
+
+    @property
+    def own_blocks(self) -> dict[str, GeneratedConv2d]:
+        """The blocks that this process steps, by name."""
+        return {n: b for n, b in self.blocks.items() if self.owners[n] == self.rank}
+
+    def step(self) -> None:
+        """Pull gradients back, step the optimizer, generate the kernels."""
+        self.pull_back()
+        self.optimizer.step()
+        self.generate()
+
+    def zero_grad(self, **kwargs) -> None:
+        """Drop all gradients, also those that were not pulled back.
+
+        Args:
+            kwargs: As of the optimizer's.
+        """
+        self.optimizer.zero_grad(**kwargs)
+        for block in self.blocks.values():
+            # The leaf as it lies there: between step and generate it is out of date.
+            block._parameters['weight'].grad = None
+            block.has_gradient = False
+
+    @torch.no_grad()
+    def pull_back(self) -> None:
+        """Turn the gradients of kernels into those of the parameters of this process' blocks.
+
+        Kernels without a gradient are left out, as those of frozen blocks are. The kernels'
+        gradients are dropped.
+
+        Raises:
+            UserError: If no kernel has a gradient, though some are trained, or the optimizer lacks
+                the parameters of a block that was frozen before.
+        """
+        gradients = {}
+        for name, block in self.blocks.items():
+            leaf = block.weight
+            if leaf.grad is not None:
+                self._refuse_untrained(name)
+                gradients[name] = leaf.grad
+        if not gradients and any(block.weight.requires_grad for block in self.blocks.values()):
+            raise UserError(
+                'no kernel has a gradient to pull back: call backward() first, and '
+                'training.zero_grad() after the step'
+            )
+        self._stepped = list(gradients)
+        own = {n: g for n, g in gradients.items() if self.owners[n] == self.rank}
+        self._pull_back(own)
+        for name in gradients:
+            block = self.blocks[name]
+            block.weight.grad = None
+            block.has_gradient = False
+
+    @torch.no_grad()
+    def generate(self) -> None:
+        """Generate the kernels that the last :meth:`pull_back` was about; hand them round."""
+        names, self._stepped = self._stepped, []
+        own = [name for name in names if self.owners[name] == self.rank]
+        if not self.shard:
+            self._generate(own)
+            return
+        # In turns, so that handing one round overlaps with making the next.
+        works, turns = [], self._turns
+        if self._is_grouped:
+            self._generate(own)
+        for name in sorted(names, key=turns.get):
+            block = self.blocks[name]
+            if self.owners[name] != self.rank:
+                block.is_behind = True
+            elif not self._is_grouped:
+                self._generate([name])
+            works.append(_broadcast(block.weight.detach(), self.owners[name]))
+        for work in works:
+            work.wait()
+        for name in names:
+            self.blocks[name].hold_leaf()
+            if self.owners[name] != self.rank:
+                for parameter in self.blocks[name].kernel.parameters():
+                    self.optimizer.state.pop(parameter, None)
+        self._is_consolidated = False
+
+    @torch.no_grad()
+    def consolidate(self, *others: nn.Module) -> None:
+        """Bring the branches up to date in every process, and the optimizer's state in the first.
+
+        All processes call it. Then a checkpoint written by the first process is that of a training
+        that was not shared out. Where all is up to date nothing is done.
+
+        Args:
+            others (nn.Module): Copies of the model that were updated along with it, such as its
+                moving average. Their branches are brought up to date too.
+        """
+        if self._is_consolidated:
+            return
+        copies = [self.blocks, *(dict(other.named_modules()) for other in others)]
+        works = []
+        for modules in copies:
+            for name, owner in self.owners.items():
+                works += [_broadcast(p.detach(), owner) for p in modules[name].kernel.parameters()]
+        for work in works:
+            work.wait()
+        for modules in copies:
+            for name in self.owners:
+                modules[name].is_behind = False
+                modules[name].held.outdate()
+        self._gather_state()
+        for block in self.blocks.values():
+            block.hold_leaf()
+        self._is_consolidated = True
+
+    def clip_grad_norm_(
+        self,
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = False,
+        foreach: bool | None = None,
+    ) -> Tensor:
+        """As ``torch.nn.utils.clip_grad_norm_``, over all parameters that the optimizer holds.
+
+        Where blocks are shared out, the norm is that over the blocks of all processes.
+
+        Args:
+            max_norm (float): The largest norm.
+            norm_type (float): p; infinity is allowed. Defaults to 2.
+            error_if_nonfinite (bool): Raise an error if the norm is not finite. Defaults to False.
+            foreach (bool, optional): As there; of no effect where blocks are shared out.
+
+        Returns:
+            Tensor: The norm before clipping.
+
+        Raises:
+            RuntimeError: See ``error_if_nonfinite``.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group['params']]
+        parameters = [p for p in parameters if p.grad is not None]
+        if not parameters:
+            return torch.tensor(0.0)
+        if not self.shard:
+            return nn.utils.clip_grad_norm_(
+                parameters, max_norm, norm_type, error_if_nonfinite, foreach
+            )
+        ours = {id(p) for block in self.own_blocks.values() for p in block.kernel.parameters()}
+        mine = [p.grad for p in parameters if id(p) in ours]
+        everybody = [p.grad for p in parameters if id(p) not in ours]
+        device = parameters[0].grad.device
+        norms = [_norm(gradients, norm_type, device) for gradients in (mine, everybody)]
+        is_largest = norm_type == float('inf')
+        part = norms[0] if is_largest else norms[0] ** norm_type
+        dist.all_reduce(part, dist.ReduceOp.MAX if is_largest else dist.ReduceOp.SUM)
+        norms[0] = part if is_largest else part ** (1 / norm_type)
+        norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+        if error_if_nonfinite and not norm.isfinite():
+            raise RuntimeError(
+                f'The total norm of order {norm_type} is {norm.item()}, so it cannot be clipped'
+            )
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in (*mine, *everybody):
+            gradient.mul_(factor.to(gradient))
+        return norm
+
+    @property
+    def _is_grouped(self) -> bool:
+        if self.grouped is not None:
+            return self.grouped
+        leaf = next(iter(self.blocks.values()))._parameters['weight']
+        return leaf.device.type != 'cpu'
+
+    @property
+    def _turns(self) -> dict[str, tuple[int, int]]:
+        """The order in which kernels go round: each owner's first, then each one's second."""
+        counts: dict[int, int] = {}
+        turns = {}
+        for name, owner in self.owners.items():
+            turns[name] = counts.get(owner, 0), owner
+            counts[owner] = counts.get(owner, 0) + 1
+        return turns
+
+    def _pull_back(self, gradients: dict[str, Tensor]) -> None:
+        jobs = []
+        for name, gradient in gradients.items():
+            block, wanted = self.blocks[name], self._trained[name]
+            if not _sums(block):
+                pull_formula_back(block, gradient, wanted)
+            elif isinstance(block.kernel, BranchSum):
+                jobs.append((block.kernel, gradient, wanted))
+            else:
+                layers = list(block.kernel)
+                found = pull_chain_back(block.kernel, gradient, self._stacked_kernels(layers))
+                jobs += [(layer, own, wanted) for layer, own in zip(layers, found)]
+        if self._is_grouped:
+            jobs = self._pull_stacks_back(jobs)
+        for block, gradient, wanted in jobs:
+            pull_sum_back(block, gradient, wanted)
+
+    def _stacked_kernels(self, layers: Sequence[BranchSum]) -> list[Tensor] | None:
+        """The kernels of a stem's layers that the last :meth:`generate` left in the stacks."""
+        self._ensure_stacks()
+        if not all(id(layer) in self._stacked for layer in layers):
+            return None
+        return [stack.kernels[at] for stack, at in (self._stacked[id(layer)] for layer in layers)]
+
+    def _pull_stacks_back(self, jobs: list) -> list:
+        """Pull back what is stacked, and return the rest."""
+        self._ensure_stacks()
+        found = {id(block): (block, gradient, wanted) for block, gradient, wanted in jobs}
+        for stack in self._stacks:
+            own = [found.get(id(block)) for block in stack.blocks]
+            if all(job and _is_all_wanted(job[0], job[2]) for job in own):
+                stack.pull_back([gradient for _, gradient, _ in own])
+                for block in stack.blocks:
+                    del found[id(block)]
+        return list(found.values())
+
+    def _generate(self, names: list[str]) -> None:
+        if not names:
+            return
+        blocks = [self.blocks[name] for name in names]
+        left = blocks
+        if self._is_grouped:
+            self._ensure_stacks()
+            sums = {id(part) for block in blocks for part in _sums(block)}
+            done = set()
+            for stack in self._stacks:
+                if any(id(block) in sums for block in stack.blocks):
+                    stack.generate()
+                    done |= {id(block) for block in stack.blocks}
+            left = []
+            for block in blocks:
+                parts = _sums(block)
+                if not parts or not all(id(part) in done for part in parts):
+                    left.append(block)
+                elif isinstance(block.kernel, DeepLinearStem):
+                    layers = [self._stacked[id(part)] for part in parts]
+                    layers = [stack.kernels[at] for stack, at in layers]
+                    leaf = block._parameters['weight']
+                    leaf.copy_(kernels.compose_chain(layers, block.kernel.groups))
+        for block in left:
+            if isinstance(block.kernel, BranchSum) and _sums(block):
+                write_sum(block.kernel, block._parameters['weight'])
+            else:
+                block._parameters['weight'].copy_(block.squeeze())
+        for block in self.own_blocks.values() if self._is_grouped else blocks:
+            block.hold_leaf()
+
+    def _ensure_stacks(self) -> None:
+        """Stack the blocks of this process, unless they are stacked."""
+        if not self._is_grouped or (self._stacks and all(s.is_whole for s in self._stacks)):
+            return
+        alike: dict = {}
+        for block in self.own_blocks.values():
+            leaf = block._parameters['weight']
+            for part in _sums(block):
+                one = leaf if part is block.kernel else None
+                alike.setdefault(stack_key(part), []).append((part, one))
+        self._stacks = [Stack(*zip(*members)) for members in alike.values()]
+        self._stacked = {
+            id(block): (stack, at)
+            for stack in self._stacks
+            for at, block in enumerate(stack.blocks)
+        }
+        for stack in self._stacks:
+            stack.generate()
+        for block in self.own_blocks.values():
+            block.hold_leaf()
+
+    def _gather_state(self) -> None:
+        """Bring the optimizer's state of all blocks to the first process."""
+        own = {
+            (name, key): _on_cpu(self.optimizer.state.get(parameter, {}))
+            for name, block in self.own_blocks.items()
+            for key, parameter in block.kernel.named_parameters()
+        }
+        gathered = [None] * dist.get_world_size() if self.rank == 0 else None
+        dist.gather_object(own, gathered, dst=0)
+        for rank, states in enumerate(gathered or ()):
+            if rank == self.rank:
+                continue
+            for (name, key), state in states.items():
+                parameter = self.blocks[name].kernel.get_parameter(key)
+                if state:
+                    self.optimizer.state[parameter] = {
+                        k: v.to(parameter.device) if _moves(v) else v for k, v in state.items()
+                    }
+        # In the order of a training that was not shared out.
+        parameters = [p for group in self.optimizer.param_groups for p in group['params']]
+        states = {p: self.optimizer.state[p] for p in parameters if p in self.optimizer.state}
+        self.optimizer.state.clear()
+        self.optimizer.state.update(states)
+
+    def _refuse_partial_state(self, optimizer: Optimizer) -> None:
+        if not self._is_consolidated:
+            raise UserError(
+                "the optimizer's state is spread over the processes: call "
+                'SqueezedTraining.consolidate() in all of them first'
+            )
+
+
+def _may_be_trained(block: GeneratedConv2d) -> list[nn.Parameter]:
+    """The parameters of a block that a gradient of its kernel goes to.
+
+    All of a block that is frozen as a whole, which may be trained later.
+    """
+    parameters = list(block.kernel.parameters())
+    if block.mode == 'squeezed':
+        return parameters
+    return [p for p in parameters if p.requires_grad] or parameters
+
+
+def processes() -> int:
+    """How many processes there are; 0 where ``torch.distributed`` is not up."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 0
+
+
+def share_out(blocks: dict[str, GeneratedConv2d], processes: int) -> dict[str, int]:
+    """The owner of each block, such that the work is even.
+
+    Args:
+        blocks (dict[str, GeneratedConv2d]): By name, in the same order in every process.
+        processes (int): How many share them.
+
+    Returns:
+        dict[str, int]: From 0 on, by name.
+    """
+    works = {name: work(block) for name, block in blocks.items()}
+    loads = [0] * processes
+    owners = {}
+    # The largest first, each to whoever has least.
+    for name in sorted(blocks, key=works.get, reverse=True):
+        owners[name] = loads.index(min(loads))
+        loads[owners[name]] += works[name]
+    return {name: owners[name] for name in blocks}
+
+
+def work(block: GeneratedConv2d) -> int:
+    """What a step of a block costs, roughly, in floating-point operations."""
+    total = OPERATIONS_PER_PARAMETER * sum(p.numel() for p in block.kernel.parameters())
+    for part in _sums(block):
+        for name in ('pointwise_kxk', 'pointwise_pointwise'):
+            branch = part._modules.get(name)
+            if branch is not None:
+                (first, _), (second, _) = branch.factors()
+                total += 6 * second.numel() * first.shape[1]
+    return total
+
+
+def write_sum(block: BranchSum, leaf: Tensor) -> None:
+    """Write the kernel of a block to ``leaf``, (O, I/g, k, k) of any memory format."""
+    add_up(_terms(block), kernel_rows(leaf.detach(), next(block.children()).groups))
+
+
+def pull_block_back(
+    block: GeneratedConv2d, gradient: Tensor, wanted: Sequence[nn.Parameter]
+) -> None:
+    """Add the gradients of a block's parameters, where that of its kernel is ``gradient``.
+
+    Args:
+        block (GeneratedConv2d): Any.
+        gradient (Tensor): (O, I/g, k, k) of any memory format.
+        wanted (Sequence[nn.Parameter]): The parameters to get a gradient.
+    """
+    if not _sums(block):
+        pull_formula_back(block, gradient, wanted)
+    elif isinstance(block.kernel, BranchSum):
+        pull_sum_back(block.kernel, gradient, wanted)
+    else:
+        for layer, own in zip(block.kernel, pull_chain_back(block.kernel, gradient)):
+            pull_sum_back(layer, own, wanted)
+
+
+def pull_chain_back(
+    stem: DeepLinearStem, gradient: Tensor, layers: Sequence[Tensor] | None = None
+) -> Sequence[Tensor]:
+    """The gradients of a stem's 3x3 kernels, where that of the composed one is ``gradient``.
+
+    Args:
+        stem (DeepLinearStem): See there.
+        gradient (Tensor): (O, I/g, k, k).
+        layers (Sequence[Tensor], optional): Its 3x3 kernels as they are, if they are at hand.
+    """
+    with torch.no_grad():
+        layers = [layer() for layer in stem] if layers is None else layers
+    layers = [layer.detach().requires_grad_() for layer in layers]
+    with torch.enable_grad():
+        composed = kernels.compose_chain(layers, stem.groups)
+        return torch.autograd.grad(composed, layers, gradient)
+
+
+def pull_sum_back(block: BranchSum, gradient: Tensor, wanted: Sequence[nn.Parameter]) -> None:
+    """:func:`pull_block_back` for a sum of fast branches."""
+    wanted = {id(parameter) for parameter in wanted}
+    parameters = {name: p for name, p in named_tensors(block).items() if id(p) in wanted}
+    if not parameters:
+        return
+    found = [torch.empty_like(parameter) for parameter in parameters.values()]
+    groups = next(block.children()).groups
+    outputs = terms_of(block, list(parameters), found)
+    pull_back(_terms(block), kernel_rows(gradient, groups), outputs)
+    for parameter, own in zip(parameters.values(), found):
+        _add_gradient(parameter, own)
+
+
+def pull_formula_back(
+    block: GeneratedConv2d, gradient: Tensor, wanted: Sequence[nn.Parameter]
+) -> None:
+    """:func:`pull_block_back` for any block, by autograd."""
+    names = {id(p): name for name, p in block.kernel.named_parameters()}
+    leaves = {names[id(p)]: p.detach() for p in wanted}
+    wide = torch.float32 if gradient.dtype in (torch.float16, torch.bfloat16) else gradient.dtype
+    leaves = {name: p.to(wide).requires_grad_() for name, p in leaves.items()}
+    others = {**dict(block.kernel.named_parameters()), **dict(block.kernel.named_buffers())}
+    others = {n: t.detach().to(wide) for n, t in others.items() if n not in leaves}
+    with torch.enable_grad():
+        kernel = torch.func.functional_call(block.kernel, {**others, **leaves}, ())
+        found = torch.autograd.grad(
+            kernel, list(leaves.values()), gradient.to(wide), allow_unused=True
+        )
+    for parameter, own in zip(wanted, found):
+        if own is not None:
+            _add_gradient(parameter, own.to(parameter.dtype))
+
+
+def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad.add_(gradient)
+
+
+def _terms(block: BranchSum) -> list:
+    tensors = named_tensors(block)
+    return terms_of(block, list(tensors), [tensor.detach() for tensor in tensors.values()])
+
+
+def _sums(block: GeneratedConv2d) -> list[BranchSum]:
+    """The fast sums of branches that a block is made of, if it is made of such ones alone."""
+    kernel = block.kernel
+    parts = [kernel] if isinstance(kernel, BranchSum) else []
+    parts = list(kernel) if isinstance(kernel, DeepLinearStem) else parts
+    return parts if all(map(_is_plain, parts)) else []
+
+
+def _is_plain(block: BranchSum) -> bool:
+    """Whether a block can be computed from its parameters as they lie there."""
+    dtype = next(block.parameters()).dtype
+    return is_fast(block) and dtype in (torch.float32, torch.float64)
+
+
+def _is_all_wanted(block: BranchSum, wanted: Sequence[nn.Parameter]) -> bool:
+    wanted = {id(parameter) for parameter in wanted}
+    return all(id(p) in wanted and p.grad is None for p in block.parameters())
+
+
+def _requires_grad(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _broadcast(tensor: Tensor, source: int) -> dist.Work:
+    """Start handing a dense tensor round."""
+    flat = tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+    return dist.broadcast(flat, source, async_op=True)
+
+
+def _norm(gradients: list[Tensor], norm_type: float, device: torch.device) -> Tensor:
+    if not gradients:
+        return torch.zeros((), device=device)
+    norms = [torch.linalg.vector_norm(g, norm_type).to(device) for g in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms), norm_type)
+
+
+def _moves(value) -> bool:
+    """Whether a value of an optimizer's state lies beside its parameter."""
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _on_cpu(state: dict) -> dict:
+    return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}

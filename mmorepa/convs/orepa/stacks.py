@@ -1,0 +1,242 @@
+"""Blocks of equal geometry done together, so that the operations do not grow with depth.
+
+A block of O output channels and g groups is made of pieces of u output channels, each with the w
+input channels of its group, see :mod:`mmorepa.convs.orepa.fast`. Blocks that agree in k, g and w
+are stacked along their output channels, whatever O is: u divides them all. What the output channels
+of a group share is then looked up for each piece.
+
+Stacking costs no copies: the parameters of the blocks, and their leaves, become views of the
+stack's tensors, and gradients are views of one tensor too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .block import BranchSum
+from .branches import PointwiseKxK
+from .fast import FAST, FastBranch, add_up, pull_back, tensors_of
+
+
+def stack_key(block: BranchSum) -> Hashable:
+    """What blocks must agree in to be stacked."""
+    branches = [
+        (name, type(branch), branch.scale is None) for name, branch in block.named_children()
+    ]
+    sample = next(block.children())
+    shared = [
+        tuple(tensor.shape)
+        for branch in block.children()
+        for name, tensor in tensors_of(branch).items()
+        if name in FAST[type(branch)].shared
+    ]
+    tensor = next(block.parameters())
+    return (
+        *branches, *shared, sample.kernel_size, sample.groups, sample.width,
+        tensor.dtype, tensor.device,
+    )  # fmt: skip
+
+
+class Stack:
+    """Several blocks of equal :func:`stack_key`.
+
+    Args:
+        blocks (Sequence[BranchSum]): The blocks; their parameters become views.
+        leaves (Sequence[nn.Parameter | None]): The leaf of each, (O, I/g, k, k), which becomes a
+            view as well. None for a block whose kernel is a part of a larger one.
+
+    Attributes:
+        kernels (list[Tensor]): The kernel of each block, (O, I/g, k, k), views that
+            :meth:`generate` writes to: the data of the leaves.
+    """
+
+    def __init__(self, blocks: Sequence[BranchSum], leaves: Sequence[nn.Parameter | None]):
+        self.blocks = list(blocks)
+        self.leaves = list(leaves)
+        sample = next(self.blocks[0].children())
+        self.groups, self.taps, self.width = sample.groups, sample.kernel_size**2, sample.width
+        self.channels = [next(block.children()).out_channels for block in self.blocks]
+        heights = [channels // self.groups for channels in self.channels]
+        self.height = math.gcd(*heights)
+        repeats = [h // self.height for h in heights for _ in range(self.groups)]
+        self.pieces = sum(repeats)
+        #: The convolution of each piece, among those of all blocks; None where each is one piece.
+        self.piece_of = None
+        if self.pieces > len(repeats):
+            device = next(self.blocks[0].parameters()).device
+            self.piece_of = torch.arange(len(repeats)).repeat_interleave(torch.tensor(repeats))
+            self.piece_of = self.piece_of.to(device)
+        self._stack_parameters()
+        self._stack_leaves()
+
+    def _stack_parameters(self) -> None:
+        #: Parameters by branch and name, through all blocks.
+        self.tensors: dict[tuple[str, str], Tensor] = {}
+        #: The same of constants, for each piece.
+        self._constants: dict[tuple[str, str], Tensor] = {}
+        for name, branch in self.blocks[0].named_children():
+            for key in tensors_of(branch):
+                own = [tensors_of(getattr(block, name))[key] for block in self.blocks]
+                put_together = torch.stack if key == 'depthwise' else torch.cat
+                stacked = put_together([tensor.detach() for tensor in own])
+                if key in branch._buffers:
+                    self._constants[name, key] = self._pieces(name, key, stacked).clone()
+                    continue
+                self.tensors[name, key] = stacked
+                for parameter, view in zip(own, self._split(name, key, stacked)):
+                    parameter.data = view
+            if isinstance(branch, PointwiseKxK):
+                identities = branch.identity.repeat(len(self.blocks), 1, 1, 1)
+                identities = self._pieces(name, 'identity', identities)
+                self._constants[name, 'identity'] = identities
+        self._addresses = [p.data_ptr() for block in self.blocks for p in block.parameters()]
+
+    def _stack_leaves(self) -> None:
+        sample = next(self.blocks[0].parameters())
+        size = math.isqrt(self.taps)
+        shape = sum(self.channels), self.width, size, size
+        leaves = [leaf for leaf in self.leaves if leaf is not None]
+        is_last = bool(leaves) and all(
+            leaf.is_contiguous(memory_format=torch.channels_last) for leaf in leaves
+        )
+        self._kernels = torch.empty(
+            shape,
+            dtype=sample.dtype,
+            device=sample.device,
+            memory_format=torch.channels_last if is_last and size > 1 else torch.contiguous_format,
+        )
+        self.kernels = list(self._kernels.split(self.channels))
+        for leaf, kernel in zip(self.leaves, self.kernels):
+            if leaf is not None:
+                kernel.copy_(leaf.detach())
+                leaf.data = kernel
+        self._addresses += [leaf.data_ptr() for leaf in leaves]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether parameters and leaves still are views of the stack; a move takes them away."""
+        tensors = [p for block in self.blocks for p in block.parameters()]
+        tensors += [leaf for leaf in self.leaves if leaf is not None]
+        return [tensor.data_ptr() for tensor in tensors] == self._addresses
+
+    @torch.no_grad()
+    def generate(self) -> None:
+        """Write the kernels of the parameters as they are to :attr:`kernels`."""
+        target = self._kernels.flatten(2).transpose(1, 2).unflatten(0, (self.pieces, -1))
+        add_up(self._terms(), target, in_passes=False)
+
+    @torch.no_grad()
+    def pull_back(self, gradients: Sequence[Tensor]) -> None:
+        """Give the parameters the gradients that belong to those of the kernels.
+
+        Args:
+            gradients (Sequence[Tensor]): Of the kernel of each block, (O, I/g, k, k).
+        """
+        rows = torch.cat([g.flatten(2).transpose(1, 2) for g in gradients])
+        found, pieces = self._room()
+        wanted: dict[str, dict[str, Tensor]] = {}
+        for (name, key), gradient in found.items():
+            piece = pieces.get((name, key))
+            own = self._all(name, key, gradient) if piece is None else piece
+            wanted.setdefault(name, {})[key] = own
+        wanted = [(self._fast(name), own) for name, own in wanted.items()]
+        pull_back(self._terms(), rows.unflatten(0, (self.pieces, -1)), wanted, in_passes=False)
+        for (name, key), piece in pieces.items():
+            self._collect(name, key, found[name, key], piece)
+        for (name, key), gradient in found.items():
+            for block, own in zip(self.blocks, self._split(name, key, gradient)):
+                getattr(getattr(block, name), key).grad = own
+
+    def _room(self) -> tuple[dict[tuple[str, str], Tensor], dict[tuple[str, str], Tensor]]:
+        """Room for the gradients of all stacked tensors, and for those that pieces share.
+
+        The second has those alone that have to be summed up, or moved, before they are the first's.
+        """
+        looked_up = [(n, key) for n, key in self.tensors if self._is_looked_up(n, key)]
+        shapes = {('all', *key): self.tensors[key].shape for key in looked_up}
+        # These are added to.
+        zeros = sum(map(math.prod, shapes.values()))
+        for key, tensor in self.tensors.items():
+            shapes.setdefault(('all', *key), tensor.shape)
+        for name, key in looked_up:
+            shape = self._all(name, key, self.tensors[name, key]).shape
+            shapes['piece', name, key] = (self.pieces, *shape[1:])
+        sizes = list(map(math.prod, shapes.values()))
+        room = next(iter(self.tensors.values())).new_empty(sum(sizes))
+        if zeros:
+            room[:zeros].zero_()
+        views = {
+            key: own.view(shape) for own, (key, shape) in zip(room.split(sizes), shapes.items())
+        }
+        return tuple(
+            {(name, key): view for (kind, name, key), view in views.items() if kind == wanted}
+            for wanted in ('all', 'piece')
+        )
+
+    def _is_looked_up(self, name: str, key: str) -> bool:
+        """Whether pieces have a shared tensor of their own, not a view of the stacked one."""
+        is_moved = self.piece_of is not None or (key == 'depthwise' and self._moves_groups)
+        return is_moved and key in self._fast(name).shared
+
+    @property
+    def _moves_groups(self) -> bool:
+        return self.groups > 1 and len(self.blocks) > 1
+
+    def _fast(self, name: str) -> type[FastBranch]:
+        return FAST[type(getattr(self.blocks[0], name))]
+
+    def _terms(self) -> list:
+        own: dict[str, dict[str, Tensor]] = {}
+        for (name, key), tensor in self.tensors.items():
+            own.setdefault(name, {})[key] = self._pieces(name, key, tensor)
+        for (name, key), tensor in self._constants.items():
+            own[name][key] = tensor
+        return [(self._fast(name), own[name]) for name in own]
+
+    def _split(self, name: str, key: str, stacked: Tensor) -> Sequence[Tensor]:
+        """A stacked tensor as the blocks have it; views."""
+        if key == 'depthwise':
+            return stacked.unbind()
+        if key in self._fast(name).shared:
+            return stacked.chunk(len(self.blocks))
+        return stacked.split(self.channels)
+
+    def _all(self, name: str, key: str, stacked: Tensor) -> Tensor:
+        """A stacked tensor for each piece, (s, u, ...), or for each convolution if it is shared."""
+        fast = self._fast(name)
+        if key == 'depthwise':
+            return _by_group(stacked, self.groups).flatten(0, 1)
+        is_shared = key in fast.shared
+        return fast.view(key, stacked, self.groups * len(self.blocks) if is_shared else self.pieces)
+
+    def _pieces(self, name: str, key: str, stacked: Tensor) -> Tensor:
+        """A stacked tensor for each piece."""
+        found = self._all(name, key, stacked)
+        if self.piece_of is None or key not in self._fast(name).shared:
+            return found
+        if key == 'depthwise':
+            # The order that the sum over the filters wants.
+            return found.permute(0, 3, 1, 2).index_select(0, self.piece_of).permute(0, 2, 3, 1)
+        return found.index_select(0, self.piece_of)
+
+    def _collect(self, name: str, key: str, stacked: Tensor, pieces: Tensor) -> None:
+        """Sum up over the pieces of each convolution, into a stacked tensor."""
+        if self.piece_of is None:
+            by_group = _by_group(stacked, self.groups)
+            by_group.copy_(pieces.unflatten(0, (len(self.blocks), -1)))
+        elif key == 'depthwise' and self._moves_groups:
+            total = pieces.new_zeros(self.groups * len(self.blocks), *pieces.shape[1:])
+            total.index_add_(0, self.piece_of, pieces)
+            by_group = _by_group(stacked, self.groups)
+            by_group.copy_(total.unflatten(0, (len(self.blocks), -1)))
+        else:
+            self._all(name, key, stacked).index_add_(0, self.piece_of, pieces)
+
+
+def _by_group(depthwise: Tensor, groups: int) -> Tensor:
+    """The filters of several blocks (n, 8, t, I) by group, (n, g, 8, t, w); a view."""
+    return depthwise.unflatten(3, (groups, -1)).permute(0, 3, 1, 2, 4)

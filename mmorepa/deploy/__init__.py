@@ -1,0 +1,1 @@
+"""What is shipped: exported files and quantized ones."""

@@ -1,0 +1,91 @@
+"""The files that a model can be exported to."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import torch_program, torchscript
+from .format_settings import Settings
+from .onnx_file import export_onnx, needed, node_counts
+from .outputs import flatten
+
+#: From an input to the outputs.
+Network = Callable[[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        suffix (Callable): Gives the ending of its name.
+        write (Callable): Takes a module in eval mode, the path, an input and :class:`Settings`.
+            Gives the number of nodes by operator.
+        load (Callable): Takes the path, gives the network in it, on the CPU.
+    """
+
+    suffix: Callable[[], str]
+    write: Callable[[nn.Module, Path, Tensor, Settings], Counter[str]]
+    load: Callable[[Path], Network]
+
+
+def _write_onnx(model: nn.Module, path: Path, sample: Tensor, settings: Settings) -> Counter[str]:
+    export_onnx(
+        model,
+        path,
+        sample,
+        opset=settings.opset,
+        dynamic=settings.dynamic,
+        metadata=settings.metadata,
+    )
+    return node_counts(path)
+
+
+def _load_onnx(path: os.PathLike) -> Network:
+    ort = needed('onnxruntime')
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
+
+    def network(image: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in session.run(None, {name: image.numpy()})]
+
+    return network
+
+
+def _torch_network(load: Callable[[Path], Callable]) -> Callable[[Path], Network]:
+    def loaded(path: Path) -> Network:
+        module = load(path)
+
+        @torch.no_grad()
+        def network(image: Tensor) -> list[Tensor]:
+            return flatten(module(image))
+
+        return network
+
+    return loaded
+
+
+#: By the name of the format.
+FORMATS = {
+    'onnx': Format(lambda: '.onnx', _write_onnx, _load_onnx),
+    'torch-export': Format(
+        lambda: '.pt2', torch_program.write_program, _torch_network(torch_program.load_program)
+    ),
+    'aot-inductor': Format(
+        torch_program.compiled_suffix,
+        torch_program.write_compiled,
+        _torch_network(torch_program.load_compiled),
+    ),
+    'torchscript': Format(
+        lambda: '.pt', torchscript.write_script, _torch_network(torchscript.load_script)
+    ),
+}

@@ -1,0 +1,121 @@
+"""Writing a module as an ONNX file, and reading its graph back."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from ...checkpoints.files import written_whole
+from ...errors import UserError
+from .adaptive_pool import sizeless_pools
+from .format_settings import OPSET
+from .silence import first_line, quiet
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | os.PathLike,
+    sample: Tensor,
+    *,
+    opset: int = OPSET,
+    dynamic: bool = True,
+    input_names: Sequence[str] = ('image',),
+    output_names: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a module as an ONNX file that ``onnx.checker`` accepts; whole, or not at all.
+
+    It takes torch's TorchScript-based exporter. The module is exported in eval mode and as it is:
+    bring it into the deploy form first.
+
+    Args:
+        model (nn.Module): From one tensor to a tensor or a tuple of tensors, such as a
+            :class:`mmorepa.deploy.export.TensorModel`. Left in the mode, train or eval, in which it
+            was.
+        path (str | os.PathLike): The file. An existing one is replaced.
+        sample (Tensor): An input, (N, C, H, W); its dtype is that of the graph.
+        opset (int): Of the ai.onnx operators. Defaults to 17.
+        dynamic (bool): Leave batch, height and width of the input, and every axis of outputs that
+            may hang on them, open. Otherwise they are those of ``sample``. Defaults to True.
+        input_names (Sequence[str]): One name. Defaults to ``('image',)``.
+        output_names (Sequence[str], optional): One for each output. By default what the model
+            says, if it is a ``TensorModel``, else ``output_0``, ...
+        metadata (Mapping[str, str], optional): Written as the file's ``metadata_props``.
+
+    Raises:
+        UserError: If the module has an operator that the exporter or the opset lacks.
+        ImportError: If onnx is not installed.
+    """
+    onnx = needed('onnx')
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(sample)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        names = list(output_names or default_names(model, outputs))
+        axes = {input_names[0]: {0: 'batch', 2: 'height', 3: 'width'}}
+        for name, output in zip(names, outputs):
+            axes[name] = {0: 'batch'}
+            if output.dim() == 4:
+                axes[name].update({2: f'{name}_height', 3: f'{name}_width'})
+        with written_whole(path) as temporary:
+            with quiet(), sizeless_pools(model, None if dynamic else sample):
+                _export(
+                    model,
+                    sample,
+                    temporary,
+                    opset_version=opset,
+                    input_names=list(input_names),
+                    output_names=names,
+                    dynamic_axes=axes if dynamic else None,
+                )
+            graph = onnx.load(temporary)
+            if metadata:
+                onnx.helper.set_model_props(graph, dict(metadata))
+                onnx.save(graph, temporary)
+            onnx.checker.check_model(graph, full_check=True)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _export(model: nn.Module, sample: Tensor, path: os.PathLike, **kwargs) -> None:
+    # Newer torch exports through torch.export unless it is told not to.
+    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
+        kwargs['dynamo'] = False
+    try:
+        torch.onnx.export(model, (sample,), str(path), **kwargs)
+    except (RuntimeError, ValueError) as error:  # all of the exporter's own are the former
+        raise UserError(f'torch.onnx cannot export this model: {first_line(error)}') from None
+
+
+def default_names(model: nn.Module, outputs: Sequence[Tensor]) -> list[str]:
+    """What the model calls its outputs, else numbers."""
+    if hasattr(model, 'output_names'):
+        return model.output_names(outputs)
+    return [f'output_{i}' for i in range(len(outputs))]
+
+
+def node_counts(path: str | os.PathLike) -> Counter[str]:
+    """The number of nodes by operator in an ONNX file's graph."""
+    return Counter(node.op_type for node in needed('onnx').load(path).graph.node)
+
+
+def needed(name: str) -> ModuleType:
+    """An optional dependency.
+
+    Raises:
+        ImportError: With the command that installs it.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ImportError(f'{name} is not installed: pip install {name}') from None

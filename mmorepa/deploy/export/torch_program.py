@@ -1,0 +1,129 @@
+"""Files of ``torch.export``, and what AOTInductor makes of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UserError
+from .format_settings import Settings
+from .silence import first_line, quiet, silenced_children
+
+
+def write_program(model: nn.Module, path: Path, sample: Tensor, settings: Settings) -> Counter[str]:
+    """Write a module with ``torch.export.save``.
+
+    Args:
+        model (nn.Module): In eval mode, from one tensor to a tuple of tensors.
+        path (Path): The file.
+        sample (Tensor): An input, (N, C, H, W). To leave sizes open it has to be of two images or
+            more, and so large that no feature map in the network is a single pixel.
+        settings (Settings): torch derives a smallest size from ``sample`` where sizes stay open.
+
+    Returns:
+        Counter[str]: The number of nodes by operator.
+
+    Raises:
+        UserError: If this torch cannot do it, or not for this module.
+    """
+    program = export_program(model, sample, settings.dynamic)
+    # Not by its name, from which torch wants the ending .pt2.
+    with open(path, 'wb') as file:
+        torch.export.save(program, file, extra_files=settings.extra_files)
+    return operators(program)
+
+
+def load_program(path: os.PathLike) -> nn.Module:
+    """The module in a file of :func:`write_program`."""
+    with open(path, 'rb') as file:
+        return torch.export.load(file).module()
+
+
+def export_program(model: nn.Module, sample: Tensor, dynamic: bool):
+    """The ``torch.export.ExportedProgram`` of a module; see :func:`write_program`."""
+    # A module in newer versions, in older ones not imported with torch.
+    if not hasattr(getattr(torch, 'export', None), 'Dim') or not hasattr(torch.export.Dim, 'AUTO'):
+        raise UserError(
+            f'torch {torch.__version__} has no torch.export that finds out which sizes can be '
+            'open, wanted 2.5 or newer: take the format torchscript'
+        )
+    auto = torch.export.Dim.AUTO
+    shapes = ({0: auto, 2: auto, 3: auto},) if dynamic else None
+    with quiet(), torch.no_grad():
+        try:
+            return torch.export.export(model, (sample,), dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # torch has dozens of kinds
+            raise UserError(
+                f'torch.export cannot export this model: {first_line(error)}; '
+                'take the format onnx or torchscript'
+            ) from None
+
+
+def operators(program) -> Counter[str]:
+    """The number of nodes by operator in an ``ExportedProgram``."""
+    calls = (node.target for node in program.graph.nodes if node.op == 'call_function')
+    return Counter(call.__name__.partition('.')[0] for call in calls)
+
+
+def compiled_suffix() -> str:
+    """Of what AOTInductor of this torch writes: ``.so`` before torch 2.6, then ``.pt2``."""
+    import torch._inductor
+
+    return '.pt2' if hasattr(torch._inductor, 'aoti_compile_and_package') else '.so'
+
+
+def write_compiled(
+    model: nn.Module, path: Path, sample: Tensor, settings: Settings
+) -> Counter[str]:
+    """Compile a module with AOTInductor into a library that holds code and weights.
+
+    It runs on CPUs with the instructions of this one, from Python or C++. As
+    :func:`write_program`, but a C++ compiler is needed, and there is no place for the metadata.
+    """
+    program = export_program(model, sample, settings.dynamic)
+    if shutil.which(os.environ.get('CXX', 'g++')) is None:
+        raise UserError('AOTInductor needs a C++ compiler, found none: install g++ or set CXX')
+    suffix = compiled_suffix()
+    # torch chooses the name of what it writes by the ending, and leaves files beside it.
+    with tempfile.TemporaryDirectory() as folder, quiet(), silenced_children(), torch.no_grad():
+        target = Path(folder, f'model{suffix}')
+        try:
+            if suffix == '.pt2':
+                torch._inductor.aoti_compile_and_package(program, package_path=str(target))
+            else:
+                torch._inductor.aot_compile(
+                    program.module(),
+                    (sample,),
+                    options={'aot_inductor.output_path': str(target)},
+                )
+        except Exception as error:  # of torch, or of the compiler
+            raise UserError(f'AOTInductor cannot compile this model: {first_line(error)}') from None
+        shutil.copyfile(target, path)
+    return operators(program)
+
+
+def load_compiled(path: os.PathLike) -> Callable[[Tensor], list[Tensor]]:
+    """The function in a file of :func:`write_compiled`."""
+    import torch._inductor
+
+    suffix = compiled_suffix()
+    # While it is loaded the file has to be there, under a name with this ending.
+    folder = tempfile.TemporaryDirectory()
+    named = Path(folder.name, f'model{suffix}')
+    shutil.copyfile(path, named)
+    if suffix == '.pt2':
+        run = torch._inductor.aoti_load_package(str(named))
+    else:
+        run = torch._export.aot_load(str(named), 'cpu')
+
+    def network(image: Tensor, folder=folder) -> list[Tensor]:
+        return run(image)
+
+    return network

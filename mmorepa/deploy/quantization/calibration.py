@@ -1,0 +1,80 @@
+"""Calibration images: of the training set, prepared as for testing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from mmengine.config import Config, ConfigDict
+from torch import Tensor, nn
+
+from ...errors import UserError
+from .loaders import build_loader
+
+
+def calibration_images(cfg: Config, model: nn.Module, count: int) -> list[Tensor]:
+    """Images of the config's training set, through the test pipeline and the preprocessor.
+
+    They are drawn at random, for a folder may be sorted by class, with the config's seed.
+
+    Args:
+        cfg (Config): Has ``train_dataloader`` and ``test_dataloader``.
+        model (nn.Module): Its model, for the ``data_preprocessor``.
+        count (int): How many; all there are if there are fewer.
+
+    Returns:
+        list[Tensor]: Batches, (N, 3, H, W) float32, normalised, of at most the test set's batch
+        size; together ``count`` images.
+
+    Raises:
+        UserError: If there is no training set, its files are missing, or ``count`` is below one.
+    """
+    if count < 1:
+        raise UserError(f'{count} calibration images: wanted at least 1')
+    loader = build_loader(cfg, calibration_loader(cfg), 'train')
+    batches = []
+    with torch.no_grad():
+        for data in loader:
+            images = model.data_preprocessor(copy.copy(data), False)['inputs'][:count]
+            batches.append(images.float())
+            count -= len(images)
+            if count <= 0:
+                break
+    return batches
+
+
+def calibration_loader(cfg: Config) -> ConfigDict:
+    """The config of the data loader: the training set with the test set's pipeline.
+
+    Raises:
+        UserError: If the config lacks one of them.
+    """
+    if cfg.get('train_dataloader') is None:
+        raise UserError(
+            'the config has no train_dataloader: calibration wants its images, '
+            'or choose mode dynamic'
+        )
+    if cfg.get('test_dataloader') is None:
+        raise UserError('the config has no test_dataloader: calibration wants its pipeline')
+    pipeline = next(innermost(cfg.test_dataloader.dataset)).get('pipeline', [])
+    loader = ConfigDict(copy.deepcopy(cfg.test_dataloader.to_dict()))
+    loader.update(
+        dataset=copy.deepcopy(cfg.train_dataloader.dataset),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        num_workers=0,
+        persistent_workers=False,
+    )
+    for dataset in innermost(loader.dataset):
+        dataset.pipeline = copy.deepcopy(pipeline)
+    return loader
+
+
+def innermost(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The datasets inside of wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    inside = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
+    if inside is None:
+        yield dataset
+    else:
+        for item in inside:
+            yield from innermost(item)

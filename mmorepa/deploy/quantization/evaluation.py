@@ -1,0 +1,54 @@
+"""Metrics of a config's test set, again and again over the same data loader."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from torch import nn
+
+from ...engine.quiet import quiet_mmengine
+from ...errors import UserError
+from .loaders import build_loader
+
+#: What the libraries' configs are compared by.
+MAIN = ('accuracy/top1', 'coco/bbox_mAP', 'mIoU')
+
+
+class TestSet:
+    """The test data and evaluator of a config.
+
+    Args:
+        cfg (Config): Of any OpenMMLab library.
+
+    Raises:
+        UserError: If the config lacks them or the files are missing.
+    """
+
+    __test__ = False  # pytest takes the name for its own
+
+    def __init__(self, cfg: Config):
+        if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
+            raise UserError('the config has no test_dataloader or no test_evaluator: wanted both')
+        self.loader = build_loader(cfg, cfg.test_dataloader, 'test')
+        self.evaluator = Evaluator(cfg.test_evaluator)
+        self.evaluator.dataset_meta = getattr(self.loader.dataset, 'metainfo', None)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The metrics of a model, by its ``test_step``, in eval mode."""
+        model.eval()
+        # Without the tables that evaluators log.
+        with quiet_mmengine(logging.WARNING):
+            for data in self.loader:
+                outputs = model.test_step(data)
+                self.evaluator.process(data_samples=outputs, data_batch=data)
+            metrics = self.evaluator.evaluate(len(self.loader.dataset))
+        return {name: float(value) for name, value in metrics.items()}
+
+
+def main_metric(metrics: dict[str, float]) -> str:
+    """The name of the metric to compare by: one of :data:`MAIN`, else the first."""
+    return next((name for name in MAIN if name in metrics), next(iter(metrics)))

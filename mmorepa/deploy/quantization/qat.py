@@ -1,0 +1,172 @@
+"""Quantization-aware training: the squeezed form with fake quantization in its backbone.
+
+Weights and activations are rounded to 8 bits in the forward pass and keep their gradients (Jacob et
+al., CVPR 2018). BatchNorms are there and are folded into the rounded weights on the fly, which is
+why training starts from the squeezed form and not from the deploy form.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS
+from torch import fx, nn
+from torch.ao.nn.intrinsic.qat import freeze_bn_stats
+from torch.ao.quantization import get_default_qat_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...checkpoints import load_checkpoint
+from ...checkpoints.conversion import build_model
+from ...checkpoints.state_dict import misfit
+from ...convs import squeeze, switch_to_deploy
+from ...convs.kernels import fold_batch_norm
+from ...errors import UserError
+from .torch_backend import quiet_torch
+from .tracing import traced
+
+
+@MODELS.register_module(name='QATForm')
+def build_qat_form(architecture: str, **kwargs) -> nn.Module:
+    """Build a model of any library, squeezed, with fake quantization in its backbone.
+
+    A config takes it as it takes ``DeployForm``, and wants :class:`QATHook` beside it::
+
+        model = dict(type='QATForm', architecture='ImageClassifier', backbone=dict(reparam=None))
+        custom_hooks = [dict(type='QATHook')]
+        load_from = 'squeezed.pth'
+
+    ``reparam=None`` builds the plain network at once; without it the blocks are built and squeezed.
+    A backbone with ``norm_eval=True``, as detectors have, keeps the statistics of its BatchNorms.
+
+    Args:
+        architecture (str): What ``type`` was: ``'ImageClassifier'``, ``'RetinaNet'``, ...
+        kwargs: The model's own.
+
+    Returns:
+        nn.Module: An instance of ``architecture`` whose backbone is a ``torch.fx`` graph.
+
+    Raises:
+        UserError: If the backbone has no BatchNorm or cannot be traced.
+    """
+    return with_fake_quantization(MODELS.build(dict(type=architecture, **kwargs)))
+
+
+def with_fake_quantization(model: nn.Module) -> nn.Module:
+    """Put fake quantization into the backbone of a model, after squeezing it; in place.
+
+    Args:
+        model (nn.Module): Training or squeezed form.
+
+    Returns:
+        nn.Module: The model.
+
+    Raises:
+        UserError: As :func:`build_qat_form`.
+    """
+    backbone = revert_sync_batchnorm(squeeze(model.backbone))
+    if not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+        raise UserError(
+            f'{type(backbone).__name__} is in deploy form, its BatchNorms are folded: '
+            'quantization-aware training wants the training or squeezed form'
+        )
+    norm_eval = getattr(backbone, 'norm_eval', False)
+    with quiet_torch():
+        # One mode for all: torch pairs a convolution with a norm only if they have the same.
+        graph = nn.Module.train(traced(backbone))
+        mapping = get_default_qat_qconfig_mapping(torch.backends.quantized.engine)
+        prepared = prepare_qat_fx(graph, mapping, (torch.zeros(1, 3, 64, 64),))
+        _size_observers(prepared)
+    for module in prepared.modules():
+        # Frozen stages, which the backbone's own train() kept in eval mode, stay frozen.
+        if norm_eval or (hasattr(module, 'weight_fake_quant') and not module.weight.requires_grad):
+            freeze_bn_stats(module)
+    model.backbone = prepared
+    return model
+
+
+def _size_observers(prepared: fx.GraphModule) -> None:
+    """Let each weight be seen once, so that buffers have the sizes that they are saved with.
+
+    What is seen has to be the folded weight, which is what will be rounded: a range moves a
+    hundredth of the way in a step, and from that of the bare weight it would take hundreds of steps
+    to where it belongs.
+    """
+    for module in prepared.modules():
+        if hasattr(module, 'weight_fake_quant') and not module.weight.is_meta:
+            weight = module.weight.detach()
+            if hasattr(module, 'bn'):
+                weight = fold_batch_norm(weight, module.bias, module.bn)[0].to(weight.dtype)
+            module.weight_fake_quant(weight.detach())
+
+
+def is_qat(cfg: Config) -> bool:
+    """Whether the model of a config is a ``QATForm``."""
+    return cfg.model.type.rpartition('.')[2] == 'QATForm'
+
+
+def load_qat(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
+    """The model of a config with ``QATForm`` and what it learned, in eval mode.
+
+    Raises:
+        UserError: If the checkpoint cannot be read or does not fit.
+    """
+    model = build_model(cfg)
+    load_strictly(model, load_checkpoint(checkpoint)['state_dict'], checkpoint)
+    return model
+
+
+def load_strictly(model: nn.Module, state_dict: dict, source: str | os.PathLike) -> None:
+    """Load a state dict that has to fit as a whole.
+
+    Raises:
+        UserError: If it does not.
+    """
+    difference = misfit(model.state_dict(), state_dict)
+    if difference:
+        raise UserError(f'{source} does not fit the model of this config: {difference}')
+    model.load_state_dict(state_dict)
+
+
+def int8_qat_backbone(model: nn.Module) -> fx.GraphModule:
+    """The backbone of a model from :func:`load_qat` in int8, with the ranges that it learned."""
+    with quiet_torch(), torch.no_grad():
+        return convert_fx(copy.deepcopy(model.backbone).eval().cpu())
+
+
+def folded(model: nn.Module, cfg: Config) -> nn.Module:
+    """The deploy form, in float, of a model from :func:`load_qat`.
+
+    Args:
+        model (nn.Module): With fake quantization.
+        cfg (Config): Its config.
+
+    Returns:
+        nn.Module: Without.
+    """
+    plain = switch_to_deploy(build_model(float_config(cfg)))
+    with quiet_torch(), torch.no_grad():
+        state_dict = {
+            key: value
+            for key, value in model.state_dict().items()
+            if not key.startswith('backbone.')
+        }
+        for name, module in model.backbone.named_modules():
+            if hasattr(module, 'weight_fake_quant'):
+                conv = module.to_float()
+                conv = conv[0] if isinstance(conv, nn.Sequential) else conv
+                state_dict[f'backbone.{name}.weight'] = conv.weight
+                state_dict[f'backbone.{name}.bias'] = conv.bias
+    load_strictly(plain, state_dict, 'what was trained')
+    return plain.eval()
+
+
+def float_config(cfg: Config) -> Config:
+    """A config with ``QATForm``, without it."""
+    cfg = copy.deepcopy(cfg)
+    cfg.model.type = cfg.model.pop('architecture')
+    return cfg

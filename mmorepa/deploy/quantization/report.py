@@ -1,0 +1,206 @@
+"""The report layer by layer: a table, JSON and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ...checkpoints import load_any_form
+from ...checkpoints.conversion import build_model
+from ...checkpoints.files import written_whole
+from ...checkpoints.forms import form_of
+from ...convs import squeeze
+from ...errors import UserError
+from .calibration import calibration_images
+from .evaluation import TestSet, main_metric
+from .float_model import load_float, read_float
+from .layers import Layer, Measurement, measure
+from .loaders import seed_of
+from .plots import draw_layers, draw_ranges
+from .qat import is_qat
+
+#: What :func:`write` puts into the folder.
+FILES = ('layers.json', 'layers.png', 'ranges.png')
+
+
+@dataclass(frozen=True)
+class Report:
+    """What 8 bits do to a checkpoint.
+
+    Attributes:
+        config (str): The config's file name.
+        checkpoint (str): The checkpoint's file name.
+        calibration (int): Images on which ranges were found and noise was measured.
+        seed (int): That drew them.
+        found (Measurement): The layers.
+    """
+
+    config: str
+    checkpoint: str
+    calibration: int
+    seed: int
+    found: Measurement
+
+    @property
+    def metric(self) -> str | None:
+        """The metric to compare by, None if nothing was evaluated."""
+        return main_metric(self.found.float_metrics) if self.found.float_metrics else None
+
+    def lost(self, metrics: dict[str, float]) -> float:
+        """Of :attr:`metric` in float, what is lost; NaN if it was not evaluated."""
+        if self.metric is None or not metrics:
+            return math.nan
+        return self.found.float_metrics[self.metric] - metrics[self.metric]
+
+
+def study(
+    cfg: Config,
+    checkpoint: str | os.PathLike,
+    calibration: int = 256,
+    per_channel: bool = True,
+    evaluate: bool = True,
+) -> Report:
+    """Measure every layer of a checkpoint's deploy form; see
+    :func:`mmorepa.deploy.quantization.measure`.
+
+    Args:
+        cfg (Config): The config it was trained with.
+        checkpoint (str | os.PathLike): Any form. Of a training or squeezed form the weights before
+            folding are looked at too.
+        calibration (int): Images of the training set. Defaults to 256.
+        per_channel (bool): A scale for each output channel of a weight. Defaults to True.
+        evaluate (bool): Evaluate the test set for each layer. Defaults to True.
+
+    Returns:
+        Report: See there.
+
+    Raises:
+        UserError: As :func:`mmorepa.deploy.quantization.quantize`.
+    """
+    tests = TestSet(cfg) if evaluate else None
+    model = load_float(cfg, checkpoint)
+    batches = calibration_images(cfg, model, calibration)
+    return Report(
+        config=Path(cfg.filename).name,
+        checkpoint=Path(checkpoint).name,
+        calibration=sum(map(len, batches)),
+        seed=seed_of(cfg),
+        found=measure(
+            model,
+            batches,
+            per_channel,
+            tests and tests.evaluate,
+            squeezed_form(cfg, checkpoint),
+            _progress,
+        ),
+    )
+
+
+def squeezed_form(cfg: Config, checkpoint: str | os.PathLike):
+    """The squeezed form of a checkpoint; None if its BatchNorms are folded or being trained in."""
+    if is_qat(cfg):
+        return None
+    model = build_model(cfg)
+    load_any_form(model, read_float(checkpoint), str(checkpoint))
+    return None if form_of(model) == 'deploy' else squeeze(model)
+
+
+def _progress(layers: Sequence) -> Iterator:
+    return track(layers, 'layers', console=Console(stderr=True), transient=True)
+
+
+def table(report: Report) -> Table:
+    """The report as a table, a row a layer, and one for all of them."""
+    found = report.found
+    scales = 'a scale a channel' if found.per_channel else 'one scale a weight'
+    shown = Table(
+        title=f'{report.config}, {report.checkpoint}: each layer alone in int8, {scales}',
+        caption='peak: largest weight over their standard deviation, and before folding; spread: '
+        'largest channel over the median one;\nSQNR in dB, of the weight with a scale a channel | '
+        'with one scale, of the input, of the output, of the network;\n'
+        f'{report.calibration} calibration images, seed {report.seed}; '
+        f'lost of {report.metric or "nothing: not evaluated"}',
+    )
+    shown.add_column('layer', no_wrap=True)
+    for column in ('min', 'max', 'peak', 'spread', 'weight', 'input', 'output', 'network', 'lost'):
+        shown.add_column(column, justify='right', no_wrap=True)
+    for layer in found.layers:
+        shown.add_row(
+            layer.name,
+            f'{layer.low:.3f}',
+            f'{layer.high:.3f}',
+            *_before_and_after(layer),
+            f'{layer.weight_sqnr:.1f} | {layer.tensor_weight_sqnr:.1f}',
+            *(f'{v:.1f}' for v in (layer.input_sqnr, layer.output_sqnr, layer.network_sqnr)),
+            format_lost(report.lost(layer.metrics)),
+        )
+    shown.add_section()
+    every = [''] * 7 + [f'{found.all_sqnr:.1f}', format_lost(report.lost(found.all_metrics))]
+    shown.add_row('all layers', *every, style='bold')
+    return shown
+
+
+def _before_and_after(layer: Layer) -> tuple[str, str]:
+    def text(key):
+        value = f'{getattr(layer, key):.1f}'
+        return f'{layer.unfolded[key]:.1f} → {value}' if layer.unfolded else value
+
+    return text('peak'), text('spread')
+
+
+def format_lost(lost: float) -> str:
+    """To two digits behind the point, ``-`` where it was not evaluated."""
+    return '-' if math.isnan(lost) else f'{lost + 0.0:.2f}'
+
+
+def check_folder(folder: str | os.PathLike, force: bool = False) -> None:
+    """Make sure that :func:`write` may write there.
+
+    Raises:
+        UserError: If one of its files exists and ``force`` is False.
+    """
+    for name in FILES:
+        if Path(folder, name).exists() and not force:
+            raise UserError(
+                f'{Path(folder, name)} exists already: choose another folder or pass --force'
+            )
+
+
+def write(report: Report, folder: str | os.PathLike) -> None:
+    """Write the report into a folder: ``layers.json``, ``layers.png`` and ``ranges.png``."""
+    folder = Path(folder)
+    with written_whole(folder / 'layers.json') as temporary:
+        temporary.write_text(json.dumps(finite(asdict(report)), indent=2) + '\n')
+    draw_layers(report, folder / 'layers.png')
+    draw_ranges([report], folder / 'ranges.png')
+
+
+def read(folder: str | os.PathLike) -> Report:
+    """Read a report that :func:`write` wrote; infinite ratios come back as NaN."""
+    content = json.loads(Path(folder, 'layers.json').read_text(), parse_constant=str)
+    found = content.pop('found')
+    layers = [
+        Layer(**{k: math.nan if v is None and k != 'unfolded' else v for k, v in layer.items()})
+        for layer in found.pop('layers')
+    ]
+    return Report(**content, found=Measurement(layers=layers, **found))
+
+
+def finite(value):
+    """A nested value with None for every number that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,8 +1,0 @@
-"""Taking a trained model out, as ONNX and other files that are checked against PyTorch."""
-
-from .exporting import Export, export
-from .onnx_file import export_onnx, node_counts
-from .settings import OPSET
-from .tensor_model import TensorModel
-
-__all__ = ['OPSET', 'Export', 'TensorModel', 'export', 'export_onnx', 'node_counts']

@@ -1,0 +1,1 @@
+"""Training several configs with several seeds, and what their results say together."""

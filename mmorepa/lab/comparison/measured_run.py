@@ -1,0 +1,298 @@
+"""One training of one config with one seed: what it learned, and what it cost.
+
+It runs in a process of its own, so that the peak memory is this run's and a crash ends nothing
+else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import mmengine
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from ...checkpoints import convert
+from ...checkpoints.files import written_whole
+from ...engine.run import build_runner, load_config, test
+from ...errors import UserError
+from ...version import __version__
+
+#: The record of a finished run, in the run's folder.
+RESULT = 'result.json'
+#: What a run printed.
+LOG = 'run.log'
+
+SECONDS_BETWEEN_REPORTS = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be done.
+
+    Attributes:
+        config (str): The config file.
+        name (str): What to call it.
+        seed (int): Seed of everything random.
+        folder (str): Where the run's log, checkpoints and record go.
+        settings (str): What the run depends on beside the seed, as a digest.
+        cfg_options (dict): Fields of the config to change, dotted keys.
+        deterministic (bool): Use deterministic algorithms alone. On a CPU a run with one number
+            of threads repeats itself without that.
+    """
+
+    config: str
+    name: str
+    seed: int
+    folder: str
+    settings: str = ''
+    cfg_options: dict = field(default_factory=dict)
+    deterministic: bool = False
+
+
+def start(job: Job, report: Connection) -> None:
+    """Be the process of a run: do it, with what it prints going to its log.
+
+    Args:
+        job (Job): The run.
+        report (Connection): Gets the part of the training that is done, 0 to 1, now and then; in
+            the end, if the run fails, one line that says why.
+    """
+    with open(Path(job.folder, LOG), 'wb') as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    try:
+        run(job, report.send)
+    except Exception as error:
+        traceback.print_exc()
+        reason = (str(error).strip() or 'no reason given').splitlines()[0]
+        if not isinstance(error, UserError):
+            reason = f'{type(error).__name__}: {reason}'
+        report.send(reason)
+        sys.exit(1)
+
+
+def run(job: Job, report=lambda done: None) -> dict:
+    """Train, test, convert, test again, and write down what was found, whole or not at all.
+
+    Args:
+        job (Job): The run.
+        report (Callable[[float], None]): Called with the part of the training that is done, 0 to
+            1, about once a second.
+
+    Returns:
+        dict: What is in the record: ``metrics`` and ``deploy_metrics`` of the test set,
+        ``step_seconds`` of every iteration (data loading left out), ``peak_bytes`` of memory up
+        to the end of training and ``start_bytes`` before its first iteration, ``parameters`` of
+        the training and the deploy form, ``relative`` difference of both forms on a probe image,
+        ``train_seconds``, ``load`` of the machine at the end of training, and ``machine`` and
+        ``software``, in words.
+
+    Raises:
+        UserError: If the config cannot be read, has nothing to test with, trains no iteration or
+            saves no checkpoint, testing gives no metric, or the model does not convert.
+    """
+    if job.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    folder = Path(job.folder)
+    cfg = load_config(job.config, folder, job.cfg_options)
+    cfg.randomness = dict(seed=job.seed, deterministic=job.deterministic)
+    cfg.resume = False
+    # What would fail after hours of training is better said before.
+    for name in ('train_dataloader', 'test_dataloader', 'test_evaluator'):
+        if cfg.get(name) is None:
+            raise UserError(f'{job.config} has no {name}: wanted one to train and one to test with')
+    # Left by a run that was interrupted, it would name a checkpoint of that one.
+    (folder / 'last_checkpoint').unlink(missing_ok=True)
+
+    runner = build_runner(cfg)
+    timer = StepTimer(report)
+    timer.attach(runner)
+    began = time.perf_counter()
+    runner.train()
+    train_seconds = time.perf_counter() - began
+    peak = peak_bytes()
+    load = os.getloadavg()[0]
+    if not timer.seconds:
+        raise UserError(f'{job.config} trained no iteration: give it more in train_cfg')
+    del runner  # testing builds its own
+
+    checkpoint = find_latest_checkpoint(str(folder))
+    if checkpoint is None:
+        raise UserError(f'{job.config} saves no checkpoint: wanted default_hooks.checkpoint')
+    metrics = test(cfg, checkpoint)
+    if not metrics:
+        # mmdet's do that where nothing was detected.
+        raise UserError(f'{job.config}: testing gave no metric at all; train it for longer')
+    converted = convert(cfg, checkpoint, folder / 'deploy.pth', force=True)
+    deploy_metrics = test(cfg, converted.out)
+
+    record = dict(
+        config=job.name,
+        seed=job.seed,
+        deterministic=job.deterministic,
+        settings=job.settings,
+        cfg_options={key: repr(value) for key, value in job.cfg_options.items()},
+        metrics=metrics,
+        deploy_metrics=deploy_metrics,
+        relative=converted.agreement.relative,
+        parameters=dict(zip(('training', 'deploy'), converted.parameters)),
+        step_seconds=[round(seconds, 6) for seconds in timer.seconds],
+        train_seconds=round(train_seconds, 3),
+        peak_bytes=peak,
+        start_bytes=timer.start_bytes,
+        load=round(load, 2),
+        machine=machine(),
+        software=software(cfg),
+        finished=time.strftime('%Y-%m-%d %H:%M:%S'),
+    )
+    with written_whole(folder / RESULT) as temporary:
+        temporary.write_text(json.dumps(record) + '\n')
+    return record
+
+
+class StepTimer:
+    """Times training iterations: a batch preprocessed, forward, backward, the optimizer's step.
+
+    Loading the batch and what other hooks do is left out.
+
+    Args:
+        report (Callable[[float], None]): Called with the part of the training that is done, 0 to
+            1, about once a second.
+
+    Attributes:
+        seconds (list[float]): What each iteration took.
+        start_bytes (int): Peak memory before the first.
+    """
+
+    def __init__(self, report):
+        self.seconds = []
+        self.start_bytes = 0
+        self._report = report
+        self._began = self._reported = 0.0
+
+    def attach(self, runner: Runner) -> None:
+        """Make a Runner call it next to the step, all other hooks around it."""
+        runner.register_hook(_Before(self), 'LOWEST')
+        runner.register_hook(_After(self), 'HIGHEST')
+
+    def begin(self) -> None:
+        """An iteration begins."""
+        if not self.seconds:
+            self.start_bytes = peak_bytes()
+        _wait_for_gpu()
+        self._began = time.perf_counter()
+
+    def end(self, done: float) -> None:
+        """An iteration ended; with it ``done`` of the training, 0 to 1."""
+        _wait_for_gpu()
+        now = time.perf_counter()
+        self.seconds.append(now - self._began)
+        if now - self._reported >= SECONDS_BETWEEN_REPORTS:
+            self._reported = now
+            self._report(done)
+
+
+class _Before(Hook):
+    def __init__(self, timer: StepTimer):
+        self.timer = timer
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.timer.begin()
+
+
+class _After(Hook):
+    def __init__(self, timer: StepTimer):
+        self.timer = timer
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.timer.end((runner.iter + 1) / runner.max_iters)
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had: allocated on the GPU if there is one, else resident.
+
+    Processes that load data are not counted.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        # Not getrusage, which on Linux begins with what the parent process had.
+        status = Path('/proc/self/status').read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith('VmHWM:'))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def machine() -> str:
+    """What this process computes with: ``'AMD EPYC, 2 cores, 1 thread, no GPU'``."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    threads = torch.get_num_threads()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    return f'{_processor()}, {_count(cores, "core")}, {_count(threads, "thread")}, {gpu}'
+
+
+def _processor() -> str:
+    try:
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _count(number: int, thing: str) -> str:
+    return f'{number} {thing}' + 's' * (number != 1)
+
+
+def software(cfg: Config) -> str:
+    """Versions of what a run of this config uses, and the checkout's commit if there is one."""
+    versions = dict(
+        Python=platform.python_version(), torch=torch.__version__, mmengine=mmengine.__version__
+    )
+    scope = cfg.get('default_scope')
+    if hasattr(sys.modules.get(scope), '__version__'):
+        versions[scope] = sys.modules[scope].__version__
+    versions['mmorepa'] = __version__
+    text = ', '.join(f'{name} {version}' for name, version in versions.items())
+    commit = git_commit()
+    return f'{text} at commit {commit}' if commit else text
+
+
+def git_commit() -> str:
+    """The commit of the checkout that this package is in; empty where it is in none."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ['git', '--no-optional-locks', '-C', str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # Installed, the package may lie in a checkout of something else.
+        if Path(git('rev-parse', '--show-toplevel')).resolve() != root:
+            return ''
+        changed = ' with changes' if git('status', '--porcelain') else ''
+        return git('rev-parse', '--short', 'HEAD') + changed
+    except (OSError, subprocess.CalledProcessError):
+        return ''

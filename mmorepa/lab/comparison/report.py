@@ -1,0 +1,297 @@
+"""What the records of several configs and seeds say together: a table, a picture, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, median, quantiles, stdev
+
+from matplotlib.figure import Figure
+
+from ...checkpoints.files import written_whole
+from ...errors import UserError
+from ..report import COLOURS, write_figure
+from .study import WARM_UP, settled
+
+#: How far a metric of the deploy form may be from the training form's, relative: on a large test
+#: set rounding may turn a close decision or two, or the third digit, where a library stops.
+DEPLOY_TOLERANCE = 2e-3
+
+MARKS = 'osD^vP*X'
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the runs of one config say.
+
+    Attributes:
+        config (str): Its name.
+        seeds (list[int]): Of the runs, as all lists below.
+        values (list[float]): The metric of the training form.
+        deploy_values (list[float]): The metric of the deploy form.
+        steps (tuple[float, float, float]): Lower quartile, median and upper quartile of the
+            seconds of an iteration, over the iterations of all runs after warm-up.
+        fast_step (float): What a twentieth of these iterations stay below: the step where nothing
+            else disturbs it.
+        run_steps (list[float]): The median of each run.
+        peak_bytes (list[int]): Peak memory.
+        start_bytes (list[int]): Of it, before the first iteration.
+        parameters (tuple[int, int]): Of the training and the deploy form.
+        relative (float): Largest relative difference of both forms' outputs on a probe image.
+    """
+
+    config: str
+    seeds: list[int]
+    values: list[float]
+    deploy_values: list[float]
+    steps: tuple[float, float, float]
+    fast_step: float
+    run_steps: list[float]
+    peak_bytes: list[int]
+    start_bytes: list[int]
+    parameters: tuple[int, int]
+    relative: float
+
+    @property
+    def mean(self) -> float:
+        """Of the metric, over the seeds."""
+        return mean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation of the metric; None for a single seed."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def deploy_agrees(self) -> bool:
+        """Whether the deploy form has the training form's metric in each run."""
+        return all(
+            abs(deploy - value) <= DEPLOY_TOLERANCE * abs(value)
+            for value, deploy in zip(self.values, self.deploy_values)
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """A comparison.
+
+    Attributes:
+        metric (str): The metric that is compared.
+        summaries (list[Summary]): One a config, those without a finished run left out.
+        failures (list[str]): The runs that failed, and why.
+        machines (dict[str, int]): What the runs ran on, with how many did.
+        software (dict[str, int]): Likewise versions and commit.
+        load (tuple[float, float]): Lowest and highest load average at the end of a training.
+        finished (tuple[str, str]): When the first and the last run ended.
+    """
+
+    metric: str
+    summaries: list[Summary]
+    failures: list[str]
+    machines: dict[str, int]
+    software: dict[str, int]
+    load: tuple[float, float]
+    finished: tuple[str, str]
+
+
+def summarize(
+    records: Sequence[dict], failures: Sequence[str] = (), metric: str | None = None
+) -> Report:
+    """Put the records of a comparison together.
+
+    Args:
+        records (Sequence[dict]): See :func:`mmorepa.lab.comparison.measured_run.run`; at least one.
+        failures (Sequence[str]): The runs that failed, a line each.
+        metric (str, optional): What to compare. By default the first that the first run has.
+
+    Returns:
+        Report: Configs in the order in which they come first.
+
+    Raises:
+        UserError: If a run does not have the metric.
+    """
+    metric = metric or next(iter(records[0]['metrics']))
+    for record in records:
+        if metric not in record['metrics']:
+            raise UserError(
+                f'{record["config"]} has no metric {metric!r}: choose a --metric from '
+                f'{", ".join(record["metrics"])}'
+            )
+    names = dict.fromkeys(record['config'] for record in records)
+    finished = sorted(record['finished'] for record in records)
+    loads = [record['load'] for record in records]
+    return Report(
+        metric=metric,
+        summaries=[
+            _summary([record for record in records if record['config'] == name], metric)
+            for name in names
+        ],
+        failures=list(failures),
+        machines=dict(Counter(record['machine'] for record in records)),
+        software=dict(Counter(record['software'] for record in records)),
+        load=(min(loads), max(loads)),
+        finished=(finished[0], finished[-1]),
+    )
+
+
+def _summary(records: Sequence[dict], metric: str) -> Summary:
+    steps = [settled(record['step_seconds']) for record in records]
+    together = [seconds for run in steps for seconds in run]
+    return Summary(
+        config=records[0]['config'],
+        seeds=[record['seed'] for record in records],
+        values=[record['metrics'][metric] for record in records],
+        deploy_values=[record['deploy_metrics'][metric] for record in records],
+        steps=tuple(percentile(together, percent) for percent in (25, 50, 75)),
+        fast_step=percentile(together, 5),
+        run_steps=[median(run) for run in steps],
+        peak_bytes=[record['peak_bytes'] for record in records],
+        start_bytes=[record['start_bytes'] for record in records],
+        parameters=tuple(records[0]['parameters'][form] for form in ('training', 'deploy')),
+        relative=max(record['relative'] for record in records),
+    )
+
+
+def percentile(numbers: Sequence[float], percent: int) -> float:
+    """What ``percent`` (1 to 99) of the numbers stay below; between two of them interpolated."""
+    if len(numbers) == 1:
+        return numbers[0]
+    return quantiles(numbers, n=100, method='inclusive')[percent - 1]
+
+
+def to_markdown(report: Report) -> str:
+    """The table, and below it what the numbers are and what they were made with."""
+    header = (
+        'config',
+        'seeds',
+        f'{report.metric}: mean (lowest to highest) ± std',
+        'deploy form: mean',
+        'ms a step: median (quartiles), fastest 5 %',
+        'peak memory, MiB (before the first step)',
+        'parameters, M: training → deploy',
+    )
+    lines = [_row(header), _row(['---'] * len(header))]
+    lines += [_row(_cells(summary)) for summary in report.summaries]
+    lines += ['', *[f'- {note}' for note in _notes(report)]]
+    return '\n'.join(lines) + '\n'
+
+
+def _row(cells: Sequence[str]) -> str:
+    # A bar would end the cell.
+    return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+
+
+def _cells(summary: Summary) -> list[str]:
+    low, middle, high, fast = (_ms(seconds) for seconds in (*summary.steps, summary.fast_step))
+    std = '' if summary.std is None else f' ± {summary.std:.2g}'
+    deploy = f'{mean(summary.deploy_values):.4g}'
+    peak, start = max(summary.peak_bytes) / MIB, max(summary.start_bytes) / MIB
+    before, after = (number / 1e6 for number in summary.parameters)
+    return [
+        summary.config,
+        ' '.join(map(str, summary.seeds)),
+        f'{summary.mean:.4g} ({min(summary.values):.4g} to {max(summary.values):.4g}){std}',
+        deploy if summary.deploy_agrees else f'**{deploy}, differs**',
+        f'{middle} ({low} to {high}), {fast}',
+        f'{peak:.0f} ({start:.0f})',
+        f'{before:.3g} → {after:.3g}',
+    ]
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds to three digits, and no exponent."""
+    ms = 1e3 * seconds
+    return f'{ms:.3g}' if ms < 100 else f'{ms:.0f}'
+
+
+def _notes(report: Report) -> list[str]:
+    relative = max(summary.relative for summary in report.summaries)
+    on_gpu = all('no GPU' not in machine for machine in report.machines)
+    memory = 'allocated on the GPU' if on_gpu else 'resident in the training process'
+    several = len(report.machines) > 1 or len(report.software) > 1
+    notes = [
+        'std: sample standard deviation over the seeds. Deploy form: converted and tested; its '
+        f'outputs on a probe image are apart by at most {relative:.1e} of the largest.',
+        f'A step is a training iteration without the loading of its batch, the first {WARM_UP} of '
+        f'a run left out; over the iterations of all runs. Memory is what was {memory} '
+        'at most, up to the end of training; of several runs the highest.',
+        *[
+            what + (f' ({count} run{"s" * (count != 1)})' if several else '')
+            for what, count in (*report.machines.items(), *report.software.items())
+        ],
+        f'Runs ended between {report.finished[0]} and {report.finished[1]}; load average of the '
+        f'machine then: {report.load[0]} to {report.load[1]}.',
+    ]
+    return notes + [f'**FAILED** {failure}' for failure in report.failures]
+
+
+def write_markdown(report: Report, path: str | os.PathLike) -> None:
+    """Write the table; the file is written whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(to_markdown(report), encoding='utf-8')
+
+
+def write_json(report: Report, path: str | os.PathLike) -> None:
+    """Write all numbers of the table and those of each run; whole or not at all."""
+    content = asdict(report)
+    for summary, numbers in zip(report.summaries, content['summaries']):
+        numbers.update(mean=summary.mean, std=summary.std, deploy_agrees=summary.deploy_agrees)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + '\n')
+
+
+def write_plot(report: Report, path: str | os.PathLike) -> None:
+    """Draw the metric against the time of a step, as a PNG; written whole or not at all.
+
+    A mark at the mean and the median, bars from the lowest to the highest seed and between the
+    quartiles of the iterations, a dot for each run.
+    """
+    figure = Figure(figsize=(9, 5), layout='constrained', dpi=120)
+    axes = figure.subplots()
+    names = short_names([summary.config for summary in report.summaries])
+    for number, (summary, name) in enumerate(zip(report.summaries, names)):
+        colour = COLOURS[number % len(COLOURS)]
+        low, middle, high = (1e3 * seconds for seconds in summary.steps)
+        run_steps = [1e3 * seconds for seconds in summary.run_steps]
+        axes.plot(run_steps, summary.values, '.', color=colour, alpha=0.5, markersize=5)
+        axes.errorbar(
+            middle,
+            summary.mean,
+            xerr=[[middle - low], [high - middle]],
+            yerr=[
+                [summary.mean - min(summary.values)],
+                [max(summary.values) - summary.mean],
+            ],
+            fmt=MARKS[number % len(MARKS)],
+            color=colour,
+            capsize=3,
+            linewidth=1.2,
+            label=name,
+        )
+    axes.set_xlabel(
+        'ms a training step: median, quartiles; a dot for each run\n' + '; '.join(report.machines)
+    )
+    axes.set_ylabel(f'{report.metric}: mean, lowest to highest seed')
+    axes.set_xlim(left=0)
+    axes.grid(color='#dddddd', linewidth=0.5)
+    axes.set_axisbelow(True)
+    figure.legend(loc='outside right upper', fontsize=9)
+    write_figure(figure, path)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without what all of them end in after an underscore.
+
+    Example:
+        >>> short_names(['resnet18_1xb64_digits', 'dbb-resnet18_1xb64_digits'])
+        ['resnet18', 'dbb-resnet18']
+    """
+    parts = [name.split('_') for name in names]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return ['_'.join(part) for part in parts]

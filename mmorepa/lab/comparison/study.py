@@ -1,0 +1,258 @@
+"""Training several configs with several seeds, one run after the other, each in its own process.
+
+A finished run leaves a record and is not done again, so that what was interrupted goes on where it
+stopped. What the records say together is :mod:`mmorepa.lab.comparison.report`'s affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from statistics import median
+
+from mmengine.config import Config
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ...errors import UserError
+from .measured_run import LOG, RESULT, Job, start
+
+#: Iterations left out of a run's step time, in which caches fill and memory is first asked for.
+WARM_UP = 10
+
+SECONDS_TO_END = 10
+
+
+@dataclass
+class Outcome:
+    """What came of the jobs.
+
+    Attributes:
+        records (list[dict]): Of the finished runs, in the order of the jobs; see
+            :func:`mmorepa.lab.comparison.measured_run.run`.
+        failures (list[tuple[Job, str]]): The runs that failed, and why.
+        trained (int): How many of the records are new.
+    """
+
+    records: list[dict] = field(default_factory=list)
+    failures: list[tuple[Job, str]] = field(default_factory=list)
+    trained: int = 0
+
+
+def plan(
+    configs: Sequence[str | os.PathLike],
+    seeds: Iterable[int],
+    out: str | os.PathLike,
+    cfg_options: Mapping | None = None,
+    options_for: Sequence[tuple[str, Mapping]] = (),
+    deterministic: bool = False,
+) -> list[Job]:
+    """The runs of a comparison: all configs with the first seed, all with the second, and so on.
+
+    So what changes on the machine over the hours meets all configs alike.
+
+    Args:
+        configs (Sequence[str | os.PathLike]): The config files.
+        seeds (Iterable[int]): What to begin with; one that is named twice counts once.
+        out (str | os.PathLike): Folder that gets a folder for each run, ``<config>/seed<seed>``.
+        cfg_options (Mapping, optional): Fields of all configs to change, dotted keys.
+        options_for (Sequence[tuple[str, Mapping]]): Patterns of config names, ``*`` standing for
+            anything, and fields that are changed in these configs alone. They come last.
+        deterministic (bool): See :class:`Job`. Defaults to False.
+
+    Returns:
+        list[Job]: In the order in which they are to be done.
+
+    Raises:
+        UserError: If a config does not exist, two have one name, or a pattern matches none.
+    """
+    paths = {}
+    for path in map(Path, configs):
+        if not path.is_file():
+            raise UserError(f'no config at {path}: check the path')
+        if path.stem in paths:
+            raise UserError(
+                f'{paths[path.stem]} and {path} are both called {path.stem}: copy one of them '
+                'under another name'
+            )
+        paths[path.stem] = path
+    for pattern, _ in options_for:
+        if not any(fnmatchcase(name, pattern) for name in paths):
+            raise UserError(f'no config is called {pattern!r}: choose from {", ".join(paths)}')
+
+    jobs = []
+    for name, path in paths.items():
+        options = dict(cfg_options or {})
+        for pattern, more in options_for:
+            if fnmatchcase(name, pattern):
+                options.update(more)
+        jobs.append(
+            dict(
+                config=str(path),
+                name=name,
+                cfg_options=options,
+                deterministic=deterministic,
+                settings=digest(path, options, deterministic),
+            )
+        )
+    return [
+        Job(**job, seed=seed, folder=str(Path(out, job['name'], f'seed{seed}')))
+        for seed in dict.fromkeys(seeds)
+        for job in jobs
+    ]
+
+
+def digest(path: Path, cfg_options: Mapping, deterministic: bool) -> str:
+    """What a run depends on beside the seed and the software, in 16 characters.
+
+    Empty where the config cannot be read: its run will say why.
+    """
+    try:
+        # The imports take seconds and are the runs' own affair.
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        cfg.merge_from_dict(dict(cfg_options))
+    except Exception:
+        return ''
+    text = json.dumps([cfg.to_dict(), deterministic], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_all(jobs: Sequence[Job], console: Console | None = None) -> Outcome:
+    """Do all runs that have no record yet; one that fails is noted, and the rest goes on.
+
+    Args:
+        jobs (Sequence[Job]): From :func:`plan`.
+        console (Console, optional): Shows how far it is: a bar on a terminal, and a line a run.
+            By default standard error.
+
+    Returns:
+        Outcome: Of all jobs.
+
+    Raises:
+        UserError: If a record is there that was made with other settings; then nothing is done.
+    """
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    records = [read_record(job) for job in jobs]
+    outcome = Outcome()
+    with Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        TextColumn('{task.percentage:.0f} %'),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task('', total=sum(record is None for record in records))
+        for number, (job, record) in enumerate(zip(jobs, records), 1):
+            title = f'[{number}/{len(jobs)}] {job.name} seed {job.seed}'
+            if record is None:
+                bar.update(task, description=escape(title))
+                done = outcome.trained + len(outcome.failures)
+                failure = run_in_process(
+                    job, lambda part, done=done: bar.update(task, completed=done + part)
+                )
+                if failure:
+                    outcome.failures.append((job, failure))
+                    log = Path(job.folder, LOG)
+                    console.print(f'{title} FAILED: {failure}; its log is {log}', markup=False)
+                else:
+                    outcome.trained += 1
+                    record = read_record(job)
+                    console.print(f'{title}: {in_brief(record)}', markup=False)
+                bar.update(task, completed=done + 1)
+            else:
+                console.print(f'{title}: done before, {in_brief(record)}', markup=False)
+            if record is not None:
+                outcome.records.append(record)
+    return outcome
+
+
+def read_record(job: Job) -> dict | None:
+    """The record of a run, None if there is none.
+
+    Raises:
+        UserError: If it was made with other settings, or is no record.
+    """
+    path = Path(job.folder, RESULT)
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        settings = record['settings']
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f'{path} is no record of a run: remove it, or name another --out') from None
+    if settings != job.settings:
+        raise UserError(
+            f'{path} was made with other settings (the config, its options or --deterministic): '
+            'name another --out, or remove that file to do the run again'
+        )
+    return record
+
+
+def in_brief(record: Mapping) -> str:
+    """A run in a few words: its first metric, the time of a step and of training."""
+    name, value = next(iter(record['metrics'].items()))
+    step = median(settled(record['step_seconds']))
+    return f'{name} {value:.4g}, {1e3 * step:.3g} ms a step, {record["train_seconds"]:.0f} s'
+
+
+def settled(seconds: Sequence[float]) -> Sequence[float]:
+    """The iterations without the first :data:`WARM_UP`, or the second half of a short run."""
+    return seconds[min(WARM_UP, len(seconds) // 2) :]
+
+
+def run_in_process(job: Job, report: Callable[[float], None]) -> str:
+    """Do a run in a fresh process.
+
+    Args:
+        job (Job): The run.
+        report (Callable[[float], None]): Called with the part of the training that is done.
+
+    Returns:
+        str: Why it failed, one line; empty if it did not.
+    """
+    Path(job.folder).mkdir(parents=True, exist_ok=True)
+    # A forked process would begin with the memory of this one.
+    context = multiprocessing.get_context('spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=start, args=(job, sender))
+    process.start()
+    sender.close()
+    reason = ''
+    try:
+        # The pipe closes when the process ends, however it ends.
+        with contextlib.suppress(EOFError):
+            while True:
+                message = receiver.recv()
+                if isinstance(message, str):
+                    reason = message
+                else:
+                    report(message)
+        process.join()
+    finally:
+        _end(process)
+        receiver.close()
+    if process.exitcode == 0:
+        return ''
+    if process.exitcode < 0:
+        return f'ended by {signal.Signals(-process.exitcode).name}'
+    return reason or f'exit code {process.exitcode}'
+
+
+def _end(process: BaseProcess) -> None:
+    process.terminate()
+    process.join(SECONDS_TO_END)
+    process.kill()
+    process.join()

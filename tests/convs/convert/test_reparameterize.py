@@ -1,0 +1,237 @@
+"""reparameterize on models of every make."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmorepa import OREPAConv2d, reparameterize, squeeze, switch_to_deploy, verify
+from mmorepa.convs import DBBConv2d, ReparamConv2d
+from mmorepa.convs.blocks.names import BLOCKS
+from mmorepa.convs.blocks.normed import AbsorbedNorm
+from support import make_trained_like
+
+KEPT = 1e-5  # relative, logits of a network before and after
+
+#: Models of other packages, narrow where they can be.
+MODELS = {
+    'torchvision-resnet18': lambda: torchvision.models.resnet18(width_per_group=64),
+    'torchvision-mobilenet_v2': lambda: torchvision.models.mobilenet_v2(width_mult=0.25),
+    'torchvision-vgg11_bn': lambda: torchvision.models.vgg11_bn(num_classes=10).features,
+    'timm-resnet14t': lambda: timm.create_model('resnet14t'),
+    'timm-ghostnet_050': lambda: timm.create_model('ghostnet_050'),
+}
+
+
+#: Rates above one only cost time here.
+NARROW_BLOCKS = [
+    dict(type=name, rate=1) if name == 'ExpandNet' else dict(type=name) for name in BLOCKS
+]
+
+
+def kinds(model, kind):
+    return [name for name, module in model.named_modules() if isinstance(module, kind)]
+
+
+def small():
+    torch.manual_seed(0)
+    return make_trained_like(
+        nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 32, 7, 2, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(32, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+            nn.Sequential(
+                nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+            ),
+        )
+    )
+
+
+def image(size=64, **kwargs):
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1), **kwargs)
+
+
+@pytest.mark.parametrize('make', MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize('block', NARROW_BLOCKS, ids=str)
+def test_keeps_the_function_of_any_model(make, block):
+    torch.manual_seed(0)
+    model = make_trained_like(make())
+    changed = copy.deepcopy(model)
+    reparameterize(changed, block, keep_function=True)
+    assert kinds(changed, ReparamConv2d)
+    assert verify(model, changed, image()).within(KEPT)
+    assert verify(model, switch_to_deploy(changed), image()).within(KEPT)
+    assert not kinds(changed, ReparamConv2d)
+
+
+@pytest.mark.parametrize('block', ['OREPA', 'ExpandNet'])
+def test_keeps_the_function_of_grouped_networks_with_activations_in_their_norms(block):
+    torch.manual_seed(0)
+    model = make_trained_like(timm.create_model('regnetx_002'))
+    changed = reparameterize(copy.deepcopy(model), block, keep_function=True)
+    assert verify(model, changed, image()).within(KEPT)
+    assert verify(model, switch_to_deploy(changed), image()).within(KEPT)
+
+
+@pytest.mark.parametrize('block', BLOCKS)
+class TestKeepFunction:
+    def test_in_float64(self, block):
+        model = small().double()
+        changed = reparameterize(copy.deepcopy(model), block, keep_function=True)
+        assert verify(model, changed, image(dtype=torch.float64)).within(1e-10)
+
+    def test_while_training(self, block):
+        model = small().double()
+        changed = reparameterize(copy.deepcopy(model), block, keep_function=True)
+        x = image(dtype=torch.float64)
+        assert (model.train()(x) - changed.train()(x)).abs().max() < 1e-10
+
+    def test_training_goes_on(self, block):
+        model = reparameterize(small(), block, keep_function=True).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        target = torch.randn(2, 4, 30, 30, generator=torch.Generator().manual_seed(2))
+        losses = []
+        for _ in range(4):
+            loss = (model(image()) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0]
+
+    def test_all_branches_come_into_play(self, block):
+        """After a few steps no branch is where it started, nor without effect."""
+        # In float64, where the smallest step shows.
+        model = reparameterize(small().double(), block, keep_function=True).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for seed in range(3):
+            torch.manual_seed(seed)
+            loss = (model(image(dtype=torch.float64)) * torch.randn(2, 4, 30, 30)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        still = [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+        assert not still, still
+
+
+def test_without_keeping_the_function_it_starts_afresh():
+    model = small()
+    changed = reparameterize(copy.deepcopy(model), 'OREPA')
+    assert verify(model, changed, image()).relative > 0.1
+
+
+def test_without_branch_norms():
+    model = small()
+    model[1][0].bias = nn.Parameter(torch.randn(8))
+    block = dict(type='DBB', branch_norm=False)
+    changed = reparameterize(copy.deepcopy(model), block, keep_function=True)
+    # The convolution with a bias is left alone, the block would have none.
+    assert kinds(changed, DBBConv2d) == ['2.0']
+    assert verify(model, changed, image()).within(KEPT)
+
+
+@pytest.mark.parametrize(
+    'where, expected',
+    [
+        (None, ['0.0', '1.0', '2.0', '2.2']),
+        (r'^[12]\.0$', ['1.0', '2.0']),
+        (lambda name, conv: conv.kernel_size == (1, 1), ['2.2']),
+        (lambda name, conv: name.startswith('0'), ['0.0']),
+    ],
+)
+def test_where(where, expected):
+    model = small()
+    assert reparameterize(model, 'OREPA', where) is model
+    assert kinds(model, OREPAConv2d) == expected
+
+
+def test_blocks_with_norms_take_only_convolutions_that_have_one():
+    model = reparameterize(small(), 'MobileOne')
+    assert kinds(model, ReparamConv2d) == ['1.0', '2.0']
+    assert kinds(model, AbsorbedNorm) == ['1.1', '2.1']
+
+
+def test_options():
+    block = dict(type='OREPA', branches=['original', 'pointwise'])
+    model = reparameterize(small(), block, r'^1\.0')
+    assert [n for n, _ in model[1][0].kernel.named_children()] == ['original', 'pointwise']
+
+
+def test_a_convolution_as_the_model():
+    conv = nn.Conv2d(4, 8, 3)
+    block = reparameterize(conv, 'OREPA', keep_function=True)
+    x = torch.randn(1, 4, 8, 8)
+    assert type(block) is OREPAConv2d
+    torch.testing.assert_close(block(x), conv(x))
+
+
+def test_shared_convolutions_stay_shared():
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.ModuleList([nn.Sequential(conv, nn.BatchNorm2d(4)), nn.Sequential(conv)])
+    reparameterize(model, 'OREPA')
+    assert type(model[0][0]) is OREPAConv2d
+    assert model[0][0] is model[1][0]
+
+
+def test_modes_and_frozen_parts_are_kept():
+    model = small().eval()
+    model[1].requires_grad_(False)
+    model[2].train()
+    reparameterize(model, 'OREPA')
+    assert not model[0][0].training and model[2][0].training
+    assert not any(p.requires_grad for p in model[1].parameters())
+    assert all(p.requires_grad for p in model[0][0].parameters())
+
+
+def test_norms_with_an_activation_inside_are_not_absorbed():
+    from timm.layers import BatchNormAct2d
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), BatchNormAct2d(8))
+    with pytest.raises(ValueError, match="no convolution that 'DBB' can take the place of"):
+        reparameterize(model, 'DBB')
+    reparameterize(model, 'OREPA', keep_function=True)
+    make_trained_like(model).eval()
+    assert verify(model, switch_to_deploy(model, inplace=False), image(16)).within(KEPT)
+    assert isinstance(model[1], _BatchNorm)
+
+
+def test_squeezed_has_the_keys_of_the_model_before():
+    plain = torchvision.models.resnet18(num_classes=10)
+    model = reparameterize(copy.deepcopy(plain), 'DBB')
+    plain.load_state_dict(squeeze(model).state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(
+    'block, where, message',
+    [
+        ('OREPAA', None, "no block is named 'OREPAA'; the names are 'OREPA'"),
+        (dict(branches=['original']), None, 'no block is named None'),
+        (['OREPA'], None, r"no block is named \"\['OREPA'\]\""),
+        (dict(type='DBB', rate=2), None, "DBB has no option 'rate'; it has 'branch_norm'"),
+        ('OREPA', 'nowhere', "no convolution that 'OREPA' can take the place of where 'nowhere'"),
+    ],
+)
+def test_wrong_arguments(block, where, message):
+    with pytest.raises(ValueError, match=message) as info:
+        reparameterize(small(), block, where)
+    assert '\n' not in str(info.value)
+
+
+def test_a_function_that_cannot_be_kept_leaves_the_model_alone():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(8, 8, 7, groups=8))
+    kernel = model[0].weight
+    with pytest.raises(ValueError, match=r'^1: a deep linear stem of 8 channels cannot') as info:
+        reparameterize(model, 'OREPA', keep_function=True)
+    assert '\n' not in str(info.value)
+    assert [type(conv) for conv in model] == [nn.Conv2d, nn.Conv2d]
+    assert model[0].weight is kernel
+
+
+def test_keeping_the_function_wants_the_original_branch():
+    block = dict(type='OREPA', branches=['average'])
+    with pytest.raises(ValueError, match="keep_function wants the branch 'original'"):
+        reparameterize(nn.Conv2d(4, 4, 3), block, keep_function=True)

@@ -1,0 +1,78 @@
+"""Calibration images: the training set as the test pipeline sees it."""
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+
+from mmorepa.checkpoints.conversion import build_model
+from mmorepa.deploy.quantization.calibration import (
+    calibration_images,
+    calibration_loader,
+    innermost,
+)
+from mmorepa.errors import UserError
+
+FEW = {'test_dataloader.batch_size': 8}
+
+
+def test_images_are_the_training_sets_through_the_test_pipeline(config):
+    cfg = config(**{'test_dataloader.batch_size': 32})
+    model = build_model(cfg)
+    batches = calibration_images(cfg, model, 80)
+    assert [len(batch) for batch in batches] == [32, 32, 16]
+    dataset = calibration_loader(cfg).dataset
+    assert dataset.data_prefix == 'train'
+    assert [step.type for step in dataset.pipeline] == ['LoadImageFromFile', 'Resize', 'PackInputs']
+    # Normalised as for testing: pixels of 0 and 255 are the extremes.
+    mean, std = (getattr(model.data_preprocessor, name).view(3, 1, 1) for name in ('mean', 'std'))
+    pixels = torch.cat(batches) * std + mean
+    assert pixels.shape == (80, 3, 32, 32)
+    assert -0.01 <= pixels.min() and pixels.max() <= 255.01
+    assert pixels.max() > 200
+
+
+def test_seed_draws_them(config):
+    model = build_model(config())
+    first, again, other = (
+        calibration_images(config(**{'randomness.seed': seed, **FEW}), model, 8)[0]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_there_may_be_fewer(config):
+    cfg = config(**{'train_dataloader.dataset.indices': 20})
+    assert sum(map(len, calibration_images(cfg, build_model(cfg), 1000))) == 20
+
+
+def test_datasets_inside_of_others():
+    inside = [dict(type='A'), dict(type='B')]
+    dataset = ConfigDict(
+        dataset=dict(datasets=[inside[0], dict(type='RepeatDataset', dataset=inside[1])])
+    )
+    assert list(innermost(dataset)) == inside
+    assert list(innermost(ConfigDict(type='A'))) == [dict(type='A')]
+
+
+@pytest.mark.parametrize(
+    'options, count, message',
+    [
+        ({}, 0, '0 calibration images: wanted at least 1'),
+        ({'train_dataloader': None}, 8, 'has no train_dataloader: .* or choose mode dynamic'),
+        ({'test_dataloader': None}, 8, 'has no test_dataloader'),
+        (
+            {'train_dataloader.dataset.data_root': 'nowhere'},
+            8,
+            'train data of the config is not there: .*train_dataloader.dataset.data_root=FOLDER',
+        ),
+    ],
+    ids=['count', 'train', 'test', 'files'],
+)
+def test_what_is_missing_gets_one_line(config, options, count, message):
+    cfg = config()
+    for key, value in options.items():
+        cfg.merge_from_dict({key: value}) if value else cfg.update({key: value})
+    with pytest.raises(UserError, match=message) as raised:
+        calibration_images(cfg, build_model(cfg), count)
+    assert '\n' not in str(raised.value)

@@ -1,0 +1,298 @@
+"""Comparing configs over seeds: by the command as a user types it, and what it refuses."""
+
+import json
+import multiprocessing
+import re
+import signal
+import sys
+
+import matplotlib.image
+import pytest
+import torch
+from rich.console import Console
+
+from mmorepa.checkpoints import load_checkpoint
+from mmorepa.checkpoints.conversion import build_model, count_parameters
+from mmorepa.convs import switch_to_deploy
+from mmorepa.datasets.digits import write_imagenet
+from mmorepa.engine.run import build_runner, load_config
+from mmorepa.errors import UserError
+from mmorepa.lab.comparison import measured_run
+from mmorepa.lab.comparison import study as compare
+from mmorepa.lab.comparison.measured_run import Job, StepTimer
+from support import CONFIG, ROOT, run
+
+SEEDS = (0, 1)
+ITERATIONS = 3  # in the one epoch below
+BATCH = 8
+
+TINY = f"""
+_base_ = ['{CONFIG}']
+
+model = dict(backbone=dict(base_channels=4, stem_channels=4), head=dict(in_channels=32))
+loader = dict(batch_size={BATCH}, num_workers=0, persistent_workers=False)
+# Not serialised, which takes a second a data set.
+train_dataloader = dict(
+    **loader,
+    dataset=dict(indices=list(range(0, {60 * BATCH * ITERATIONS}, 60)), serialize_data=False),
+)
+val_dataloader = dict(
+    **loader, dataset=dict(indices=list(range(0, 350, 10)), serialize_data=False)
+)
+test_dataloader = val_dataloader
+optim_wrapper = dict(optimizer=dict(lr=0.001))
+"""
+
+# Its first run is killed, as by a machine without memory; its second raises an error.
+BROKEN = """
+_base_ = ['./tiny.py']
+
+# Imports would make it one of MMEngine's lazy configs.
+if __import__('multiprocessing').parent_process():
+    mark = __import__('pathlib').Path('killed')
+    if mark.exists():
+        raise ValueError('broken on purpose')
+    mark.touch()
+    __import__('os').kill(__import__('os').getpid(), 9)
+"""
+
+CONFIGS = ('tiny.py', 'broken.py', 'again.py')
+OPTIONS = ('--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1')
+# Of no consequence for the result: both configs are the same training.
+OPTIONS_FOR = ('--cfg-options-for', 'ag*', 'train_cfg.val_interval=5')
+
+
+def command(*arguments):
+    return sys.executable, ROOT / 'tools' / 'compare.py', *arguments
+
+
+@pytest.fixture(scope='module')
+def workplace(tmp_path_factory):
+    """A folder in which the command ran, and what it printed there."""
+    folder = tmp_path_factory.mktemp('compare')
+    write_imagenet(folder / 'data' / 'digits', size=16)
+    (folder / 'tiny.py').write_text(TINY)
+    (folder / 'again.py').write_text("_base_ = ['./tiny.py']\n")
+    (folder / 'broken.py').write_text(BROKEN)
+    arguments = [*CONFIGS, '--seeds', *SEEDS, '--out', 'out', *OPTIONS, *OPTIONS_FOR]
+    (folder / 'first.log').write_text(run(folder, *command(*arguments), code=1))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def table(workplace):
+    return json.loads((workplace / 'out' / 'table.json').read_text())
+
+
+def record(workplace, name, seed):
+    return json.loads((workplace / 'out' / name / f'seed{seed}' / 'result.json').read_text())
+
+
+def weights(workplace, name, seed):
+    folder = workplace / 'out' / name / f'seed{seed}'
+    return load_checkpoint(folder / 'epoch_1.pth')['state_dict']
+
+
+def test_runs_go_seed_by_seed_and_failures_are_named(workplace):
+    text = (workplace / 'first.log').read_text()
+    lines = re.findall(r'^\[(\d)/6\] (\w+) seed (\d)( FAILED)?: (.*)$', text, re.MULTILINE)
+    assert [(name, int(seed)) for _, name, seed, *_ in lines] == [
+        (name, seed) for seed in SEEDS for name in ('tiny', 'broken', 'again')
+    ]
+    assert [name for _, name, _, failed, _ in lines if failed] == ['broken', 'broken']
+    killed, raised = (reason for *_, failed, reason in lines if failed)
+    assert killed == 'ended by SIGKILL; its log is out/broken/seed0/run.log'
+    assert raised.startswith('broken.py is no config that can be read: broken on purpose; ')
+    assert 'broken on purpose' in (workplace / 'out/broken/seed1/run.log').read_text()
+
+
+def test_table(workplace, table):
+    text = (workplace / 'out' / 'table.md').read_text()
+    assert text in (workplace / 'first.log').read_text()
+    rows = [line.strip('| ').split(' | ') for line in text.splitlines() if line.startswith('|')]
+    assert len({len(row) for row in rows}) == 1
+    assert rows[0][2].startswith('accuracy/top1')
+    assert [row[:2] for row in rows[2:]] == [['tiny', '0 1'], ['again', '0 1']]
+    assert '**FAILED** broken seed 0: ended by SIGKILL' in text
+    for known in (torch.__version__, 'mmpretrain', 'mmorepa', 'core'):
+        assert known in text
+    assert table['metric'] == 'accuracy/top1'
+    for summary, name in zip(table['summaries'], ('tiny', 'again')):
+        records = [record(workplace, name, seed) for seed in SEEDS]
+        assert summary['config'] == name
+        assert summary['seeds'] == list(SEEDS)
+        assert summary['values'] == [one['metrics']['accuracy/top1'] for one in records]
+        assert summary['deploy_values'] == summary['values']
+        assert summary['deploy_agrees']
+
+
+def test_picture(workplace):
+    pixels = matplotlib.image.imread(workplace / 'out' / 'figure.png')
+    assert pixels.min() < 0.5 < pixels.max()
+
+
+def test_what_a_run_records(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    model = build_model(load_config('tiny.py'))
+    before = count_parameters(model)
+    found = record(workplace, 'tiny', 0)
+    assert found['parameters'] == dict(
+        training=before, deploy=count_parameters(switch_to_deploy(model))
+    )
+    assert len(found['step_seconds']) == ITERATIONS
+    assert 0 < sum(found['step_seconds']) < found['train_seconds']
+    assert 2**26 < found['start_bytes'] <= found['peak_bytes']
+    assert found['relative'] < 1e-4
+
+
+def test_a_seed_says_it_all(workplace):
+    """Two processes, one seed: the same weights; another seed: others."""
+    for seed in SEEDS:
+        assert (
+            record(workplace, 'tiny', seed)['metrics']
+            == (record(workplace, 'again', seed)['metrics'])
+        )
+        first, second = (weights(workplace, name, seed) for name in ('tiny', 'again'))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    other = weights(workplace, 'tiny', 1)
+    first = weights(workplace, 'tiny', 0)
+    assert not any(torch.equal(first[key], other[key]) for key in first if 'fc.weight' in key)
+
+
+def test_options_reach_the_configs_they_are_for(workplace):
+    assert record(workplace, 'again', 0)['cfg_options']['train_cfg.val_interval'] == '5'
+    assert 'train_cfg.val_interval' not in record(workplace, 'tiny', 0)['cfg_options']
+    assert record(workplace, 'tiny', 0)['cfg_options']['train_cfg.max_epochs'] == '1'
+
+
+def test_a_second_call_trains_nothing(workplace, table):
+    results = sorted(workplace.glob('out/*/*/result.json'))
+    before = [path.stat().st_mtime_ns for path in results]
+    arguments = ['tiny.py', 'again.py', '--seeds', *SEEDS, '--out', 'out', *OPTIONS, *OPTIONS_FOR]
+    text = run(workplace, *command(*arguments))
+    assert text.count(': done before, accuracy/top1 ') == len(results) == 4
+    assert [path.stat().st_mtime_ns for path in results] == before
+    again = json.loads((workplace / 'out' / 'table.json').read_text())
+    assert again['summaries'] == table['summaries']
+    assert again['failures'] == []
+
+
+class TestPlan:
+    @pytest.fixture
+    def configs(self, tmp_path):
+        paths = [tmp_path / name for name in ('one.py', 'two.py')]
+        for path in paths:
+            path.write_text('model = dict(width=1)\n')
+        return paths
+
+    def test_seed_by_seed(self, configs, tmp_path):
+        jobs = compare.plan(configs, [3, 1, 3], tmp_path)
+        assert [(job.name, job.seed) for job in jobs] == [
+            ('one', 3), ('two', 3), ('one', 1), ('two', 1)
+        ]  # fmt: skip
+        assert len({job.folder for job in jobs}) == 4
+
+    def test_later_options_win(self, configs, tmp_path):
+        options_for = [('*', {'model.width': 3}), ('two', {'model.width': 4, 'model.depth': 5})]
+        jobs = compare.plan(configs, [0], tmp_path, {'model.width': 2, 'lr': 1}, options_for)
+        assert jobs[0].cfg_options == {'model.width': 3, 'lr': 1}
+        assert jobs[1].cfg_options == {'model.width': 4, 'lr': 1, 'model.depth': 5}
+
+    @pytest.mark.parametrize(
+        'change, same',
+        [
+            (dict(), True),
+            (dict(seeds=[1]), True),
+            (dict(cfg_options={'model.width': 1}), True),
+            (dict(cfg_options={'model.width': 2}), False),
+            (dict(deterministic=True), False),
+        ],
+        ids=str,
+    )
+    def test_settings_are_what_a_run_depends_on(self, configs, tmp_path, change, same):
+        usual = dict(configs=configs, seeds=[0], out=tmp_path)
+        first, second = (compare.plan(**{**usual, **more})[0] for more in (dict(), change))
+        assert first.settings
+        assert (first.settings == second.settings) == same
+
+    def test_settings_see_a_base(self, configs, tmp_path):
+        configs[0].write_text("_base_ = ['./two.py']\n")
+        before = compare.plan(configs[:1], [0], tmp_path)[0].settings
+        configs[1].write_text('model = dict(width=2)\n')
+        assert compare.plan(configs[:1], [0], tmp_path)[0].settings != before
+
+    @pytest.mark.parametrize(
+        'names, options_for, message',
+        [
+            (['one.py', 'three.py'], [], r'no config at .*three\.py: check the path'),
+            (['one.py', 'one.py'], [], 'are both called one: copy one of them'),
+            (['one.py', 'two.py'], [('t*e', {})], "no config is called 't[*]e': choose from one"),
+        ],
+    )
+    def test_refuses(self, configs, tmp_path, names, options_for, message):
+        with pytest.raises(UserError, match=message):
+            paths = [tmp_path / name for name in names]
+            compare.plan(paths, [0], tmp_path, options_for=options_for)
+
+
+class TestRunAll:
+    @pytest.fixture
+    def job(self, tmp_path):
+        return Job(str(tmp_path / 'none.py'), 'none', 0, str(tmp_path), settings='abc')
+
+    @pytest.mark.parametrize(
+        'content, message',
+        [
+            ('{"settings": "xyz"}', 'was made with other settings'),
+            ('{"settings"', 'is no record of a run'),
+            ('[]', 'is no record of a run'),
+            ('{}', 'is no record of a run'),
+        ],
+    )
+    def test_refuses_records_of_other_runs(self, job, tmp_path, content, message):
+        (tmp_path / 'result.json').write_text(content)
+        with pytest.raises(UserError, match=message):
+            compare.run_all([job], Console(quiet=True))
+
+    def test_an_interrupt_ends_the_run(self, job, tmp_path):
+        (tmp_path / 'none.py').write_text('import time\ntime.sleep(600)\n')
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            with pytest.raises(KeyboardInterrupt):
+                compare.run_all([job], Console(quiet=True))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert not multiprocessing.active_children()
+        assert not (tmp_path / 'result.json').exists()
+
+
+class TestMeasuring:
+    def test_the_timer_is_next_to_the_step(self, narrow_config, tmp_path):
+        runner = build_runner(narrow_config(tmp_path))
+        timer = StepTimer(lambda done: None)
+        before = list(runner.hooks)
+        timer.attach(runner)
+        first, *between, last = runner.hooks
+        assert between == before
+        assert first.after_train_iter.__func__ is measured_run._After.after_train_iter
+        assert last.before_train_iter.__func__ is measured_run._Before.before_train_iter
+
+    def test_peak_memory_stays_when_it_is_given_back(self):
+        before = measured_run.peak_bytes()
+        # Twice the peak cannot hide below it.
+        block = torch.ones(2 * before, dtype=torch.uint8)
+        del block
+        assert measured_run.peak_bytes() > 2 * before
+
+    @pytest.mark.parametrize(
+        'options, message',
+        [
+            ({'test_evaluator': None}, 'has no test_evaluator'),
+            ({'train_dataloader': None}, 'has no train_dataloader'),
+        ],
+    )
+    def test_refuses_before_training(self, tmp_path, options, message):
+        with pytest.raises(UserError, match=message):
+            measured_run.run(Job(str(CONFIG), 'x', 0, str(tmp_path), cfg_options=options))
