@@ -13,8 +13,10 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def directives(package: str) -> list[str]:
-    """What has mkdocstrings show a package's own docstring and then each of its modules."""
+    """What has mkdocstrings show a package's docstring, its modules and the packages in it."""
     folder = ROOT / package.replace('.', '/')
     modules = sorted(path.stem for path in folder.glob('*.py') if not path.stem.startswith('_'))
+    packages = sorted(path.parent.name for path in folder.glob('*/__init__.py'))
     first = f'::: {package}\n    options:\n      members: false\n      show_root_heading: false'
-    return [first, *[f'::: {package}.{module}' for module in modules]]
+    own = [first, *[f'::: {package}.{module}' for module in modules]]
+    return own + [line for inner in packages for line in directives(f'{package}.{inner}')]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from . import ReparamConv2d
 from .generated import GeneratedConv2d
+from .reparam import ReparamConv2d
 
 #: What a kernel is called that overflows before its parameters do.
 GENERATED = 'the kernel generated of finite parameters'

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import ReparamConv2d
 from ..orepa.block import BranchSum, DeepLinearStem, OREPAConv2d
 from ..orepa.branches import Branch
+from ..reparam import ReparamConv2d
 from .normed import NormedBranch, NormedConv2d
 
 

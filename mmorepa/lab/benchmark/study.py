@@ -19,7 +19,7 @@ from ...convs import OREPAConv2d, switch_to_deploy
 from ...convs.generated import GeneratedConv2d
 from ...errors import UserError
 from ...version import __version__
-from ..comparison.measured_run import git_commit, machine
+from ..provenance import git_commit, machine
 from . import memory, processes, released
 from .counted_step import CountedStep, count_step
 from .floor import Floor

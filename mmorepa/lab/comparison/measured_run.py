@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
-import subprocess
 import sys
 import time
 import traceback
@@ -18,9 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import mmengine
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -28,7 +24,7 @@ from ...checkpoints import convert
 from ...checkpoints.files import written_whole
 from ...engine.run import build_runner, load_config, test
 from ...errors import UserError
-from ...version import __version__
+from ..provenance import machine, software
 
 #: The record of a finished run, in the run's folder.
 RESULT = 'result.json'
@@ -242,57 +238,3 @@ def peak_bytes() -> int:
     except (OSError, ValueError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == 'darwin' else peak * 1024
-
-
-def machine() -> str:
-    """What this process computes with: ``'AMD EPYC, 2 cores, 1 thread, no GPU'``."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    threads = torch.get_num_threads()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    return f'{_processor()}, {_count(cores, "core")}, {_count(threads, "thread")}, {gpu}'
-
-
-def _processor() -> str:
-    try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _count(number: int, thing: str) -> str:
-    return f'{number} {thing}' + 's' * (number != 1)
-
-
-def software(cfg: Config) -> str:
-    """Versions of what a run of this config uses, and the checkout's commit if there is one."""
-    versions = dict(
-        Python=platform.python_version(), torch=torch.__version__, mmengine=mmengine.__version__
-    )
-    scope = cfg.get('default_scope')
-    if hasattr(sys.modules.get(scope), '__version__'):
-        versions[scope] = sys.modules[scope].__version__
-    versions['mmorepa'] = __version__
-    text = ', '.join(f'{name} {version}' for name, version in versions.items())
-    commit = git_commit()
-    return f'{text} at commit {commit}' if commit else text
-
-
-def git_commit() -> str:
-    """The commit of the checkout that this package is in; empty where it is in none."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        command = ['git', '--no-optional-locks', '-C', str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # Installed, the package may lie in a checkout of something else.
-        if Path(git('rev-parse', '--show-toplevel')).resolve() != root:
-            return ''
-        changed = ' with changes' if git('status', '--porcelain') else ''
-        return git('rev-parse', '--short', 'HEAD') + changed
-    except (OSError, subprocess.CalledProcessError):
-        return ''
