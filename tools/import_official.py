@@ -40,13 +40,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from mmorepa.checkpoints.official import files_of_release as official_files
+    from mmorepa.checkpoints.official import import_export
 
     if args.to_official:
-        report_export(official_files.export_official(args.file, args.out, args.force), args.out)
+        report_export(import_export.export_official(args.file, args.out, args.force), args.out)
     else:
         report_import(
-            official_files.import_official(
+            import_export.import_official(
                 args.file, args.out, CONFIGS, args.deploy, args.force, args.probe_size
             )
         )

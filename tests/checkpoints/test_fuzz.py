@@ -31,7 +31,7 @@ from mmorepa import squeeze
 from mmorepa.checkpoints import load_any_form, load_checkpoint, read_official
 from mmorepa.checkpoints.conversion import convert
 from mmorepa.checkpoints.files import mmengine_loads_weights_only, save_checkpoint
-from mmorepa.checkpoints.official.files_of_release import export_official, import_official
+from mmorepa.checkpoints.official.import_export import export_official, import_official
 from mmorepa.convs.finite import first_fault
 from mmorepa.engine.run import test as run_test
 from mmorepa.errors import UserError

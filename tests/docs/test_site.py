@@ -61,8 +61,9 @@ def test_every_package_has_a_page_of_its_modules(site):
         shown = site / 'api' / f'{package.name}.html'
         assert shown.is_file(), f'mmorepa.{package.name} wants a page docs/api/{package.name}.md'
         text = shown.read_text(encoding='utf-8')
-        for module in package.glob('[!_]*.py'):
-            assert f'id="mmorepa.{package.name}.{module.stem}"' in text, module
+        for module in package.rglob('[!_]*.py'):
+            name = '.'.join(module.relative_to(ROOT).with_suffix('').parts)
+            assert f'id="{name}"' in text, module
 
 
 def test_docstrings_are_turned_into_html(site):

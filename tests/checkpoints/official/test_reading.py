@@ -23,7 +23,7 @@ from mmorepa import verify
 from mmorepa.checkpoints import load_official, read_official, to_official
 from mmorepa.checkpoints.conversion import build_model
 from mmorepa.checkpoints.files import load_checkpoint
-from mmorepa.checkpoints.official.files_of_release import (
+from mmorepa.checkpoints.official.import_export import (
     export_official,
     import_official,
     own_config,
