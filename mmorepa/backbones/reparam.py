@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..convs import ReparamConv2d, switch_to_deploy
-from ..convs.blocks.names import BLOCKS
+from ..convs.blocks.table import BLOCKS
 from ..convs.convert.reparameterize import substitute
 from ..convs.generated import holding_weights
 from ..errors import UserError
@@ -25,7 +25,7 @@ class ReparamMixin:
 
     Args:
         args: The other base's own.
-        reparam (str | dict, optional): A name of :data:`mmorepa.convs.blocks.names.BLOCKS`, or a
+        reparam (str | dict, optional): A name of :data:`mmorepa.convs.blocks.table.BLOCKS`, or a
             dict with it under ``type`` and the block's options beside it, or None for the plain
             network. In a dict ``where`` is a regular expression that has to be found in the name
             of a convolution for it to be replaced. Defaults to ``'OREPA'``.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from ...errors import UserError
-from ..blocks.names import find_block
 from ..blocks.normed import AbsorbedNorm
+from ..blocks.table import find_block
 from .pairs import conv_norm_pairs, is_batch_norm, is_plain
 
 #: Which convolutions to replace: a regular expression to be found in the dotted name, or a
@@ -32,7 +32,7 @@ def reparameterize(
 
     Args:
         model (nn.Module): Any module: timm's, torchvision's, OpenMMLab's, your own.
-        block (str | Mapping): A name of :data:`mmorepa.convs.blocks.names.BLOCKS`, or a mapping
+        block (str | Mapping): A name of :data:`mmorepa.convs.blocks.table.BLOCKS`, or a mapping
             with it under ``type`` and the block's options beside it.
         where (str | Callable, optional): See :data:`Where`.
         keep_function (bool): Start where the model is, so that pretrained weights are kept: the

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...checkpoints.conversion import build_model
-from ...convs.blocks.names import BLOCKS
+from ...convs.blocks.table import BLOCKS
 from ...engine.quiet import quiet_mmengine
 from ...engine.run import load_config
 from ...errors import UserError

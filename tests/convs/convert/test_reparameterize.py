@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmorepa import OREPAConv2d, reparameterize, squeeze, switch_to_deploy, verify
 from mmorepa.convs import DBBConv2d, ReparamConv2d
-from mmorepa.convs.blocks.names import BLOCKS
 from mmorepa.convs.blocks.normed import AbsorbedNorm
+from mmorepa.convs.blocks.table import BLOCKS
 from support import make_trained_like
 
 KEPT = 1e-5  # relative, logits of a network before and after
