@@ -81,7 +81,10 @@ setup(
     packages=find_packages(include=['mmorepa', 'mmorepa.*']),
     # The links in .mim are followed, so that a wheel holds the files themselves.
     package_data={'mmorepa': ['.mim/*', '.mim/**/*']},
-    exclude_package_data={'': ['*.pyc'], 'mmorepa': ['.mim/tools/setup_env.py']},
+    exclude_package_data={
+        '': ['*.pyc'],
+        'mmorepa': ['.mim/tools/setup_env.py', '.mim/tools/targets.py'],
+    },
     include_package_data=False,
     zip_safe=False,
     cmdclass={'editable_wheel': EditableWheel},

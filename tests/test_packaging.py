@@ -95,9 +95,9 @@ def test_the_package_is_found(install, finder):
 def test_configs_tools_and_index_are_there(install):
     for name in ('configs', 'tools'):
         there = files_below(f'{install.package}/.mim/{name}/')
-        # Only a checkout has an environment to set up.
+        # Only a checkout has an environment to set up, and targets.
         assert there == files_below(install.source / name) - (
-            set() if install.form == 'editable' else {'setup_env.py'}
+            set() if install.form == 'editable' else {'setup_env.py', 'targets.py'}
         )
     index = (install.package / '.mim' / 'model-index.yml').read_text()
     assert index == (ROOT / 'model-index.yml').read_text()

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from mmorepa.errors import UserError
-from mmorepa.lab import report as output
+from mmorepa.lab import scaffold as output
+from mmorepa.lab.drawing import spread_out
 
 
 class TestFolder:
@@ -40,7 +41,7 @@ def test_numbers_that_do_not_exist_are_null(tmp_path):
     [(0, 4, []), (1, 4, [0]), (4, 4, [0, 1, 2, 3]), (10, 4, [0, 3, 6, 9]), (19, 4, [0, 6, 12, 18])],
 )
 def test_spread_out(count, wanted, places):
-    assert output.spread_out(count, wanted) == places
+    assert spread_out(count, wanted) == places
 
 
 @pytest.mark.parametrize(
