@@ -62,8 +62,11 @@ def extras():
         'timm>=1.0',
     ]
     parts['docs'] = ['mkdocs>=1.6', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26']
+    # What tools/analyze.py, benchmark.py and compare.py draw and print with.
+    parts['lab'] = [*parts['pretrain'], 'matplotlib>=3.7', 'rich>=13']
     # mim stays out of it: a dependency of openmim pins a setuptools too old for torch.
-    parts['all'] = sorted({*parts['pretrain'], *parts['det'], *parts['seg'], *parts['export']})
+    together = ('pretrain', 'det', 'seg', 'export', 'lab')
+    parts['all'] = sorted({need for part in together for need in parts[part]})
     return parts
 
 

@@ -127,7 +127,7 @@ def test_nothing_of_openmmlab_comes_unasked(install):
     (found,) = importlib.metadata.distributions(name='mmorepa', path=[str(install.site)])
     needs = [need for need in found.requires if 'extra ==' not in need]
     assert needs == ['torch>=2.5']
-    extras = {'pretrain', 'det', 'seg', 'mim', 'export', 'docs', 'tests', 'all'}
+    extras = {'pretrain', 'det', 'seg', 'mim', 'export', 'lab', 'docs', 'tests', 'all'}
     assert set(found.metadata.get_all('Provides-Extra')) == extras
     det = [need for need in found.requires if re.search('extra == .det.', need)]
     assert sorted(re.match('[a-z]+', need)[0] for need in det) == ['mmcv', 'mmdet', 'mmengine']
