@@ -59,8 +59,8 @@ class Report:
         raise NotImplementedError
 
     def rows(self) -> Iterable[Any]:
-        """What the rows are about, one each."""
-        raise NotImplementedError
+        """What the rows are about, one each: the layers, unless a subclass says otherwise."""
+        return self.layers
 
     def stands_out(self, row: Any) -> bool:
         """Whether a row is to be printed in bold."""

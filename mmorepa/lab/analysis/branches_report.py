@@ -87,12 +87,9 @@ class BranchReport(Report):
         return mean_of(layer.share(name) for layer in self.layers)
 
     def heading(self) -> str:
-        """What the table is of."""
         return f'branches of {self.title}'
 
     def columns(self) -> list[Column]:
-        """How alike the branches are, and what each has in the kernel."""
-
         def share_of(name: str) -> Column:
             return Column(name, lambda layer: format_number(layer.share(name), 2))
 
@@ -105,12 +102,7 @@ class BranchReport(Report):
             *map(share_of, self.names),
         ]
 
-    def rows(self) -> list[Layer]:
-        """A row a layer."""
-        return self.layers
-
     def summary(self) -> list[str]:
-        """What the table says in the mean over the layers."""
         lines = []
         for grams, text in (('scaled', 'with scales'), ('bare', 'without scales')):
             similarity, magnitude = (
@@ -125,7 +117,6 @@ class BranchReport(Report):
         return [*lines, f'mean shares in the kernel: {shares}']
 
     def content(self) -> dict:
-        """All numbers; matrices are in the order of ``branches``."""
         layers = [
             dict(
                 name=layer.name,
@@ -143,7 +134,6 @@ class BranchReport(Report):
         return dict(network=self.title, mean=means, layers=layers)
 
     def draw(self) -> Figure:
-        """The matrices of some layers, and similarity and shares over depth."""
         chosen = [self.layers[place] for place in spread_out(len(self.layers), MATRICES)]
         figure = new_figure(14, 12)
         figure.get_layout_engine().set(h_pad=0.2)

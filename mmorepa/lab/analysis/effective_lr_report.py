@@ -107,12 +107,9 @@ class StepReport(Report):
         return {kind: float(f'{mult * factor:.2g}') for kind, mult in self.lr_mults.items()}
 
     def heading(self) -> str:
-        """What the table is of."""
         return f'one SGD step of {self.what}'
 
     def columns(self) -> list[Column]:
-        """The numbers of each kernel."""
-
         def cell(layer: Layer, number: str) -> str:
             if layer.frozen:
                 return 'frozen' if number == NUMBERS[0] else ''
@@ -125,16 +122,10 @@ class StepReport(Report):
             *[Column(number, partial(cell, number=number)) for number in NUMBERS],
         ]
 
-    def rows(self) -> list[Layer]:
-        """A row a layer."""
-        return self.layers
-
     def stands_out(self, row: Layer) -> bool:
-        """Whether it is the stem."""
         return row.kind == 'stem'
 
     def summary(self) -> list[str]:
-        """What the measurements say about the stem's learning rate."""
         lines = self.findings()
         for like, meaning in LIKE.items():
             try:
@@ -160,7 +151,6 @@ class StepReport(Report):
         return lines
 
     def content(self) -> dict:
-        """All numbers, and the multipliers that are suggested."""
         suggested = {}
         for like in LIKE:
             with contextlib.suppress(UserError):
@@ -175,7 +165,6 @@ class StepReport(Report):
         )
 
     def draw(self) -> Figure:
-        """Gain, along and relative step of each layer."""
         figure = new_figure(12, 2.4 + 0.2 * len(self.layers))
         left, right = figure.subplots(1, 2, sharey=True)
         self.draw_number(left, 'gain')

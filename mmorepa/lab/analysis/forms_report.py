@@ -62,11 +62,9 @@ class FormsReport(Report):
         return [layer for layer in self.worst('alone') if self.stands_out(layer)]
 
     def heading(self) -> str:
-        """What the table is of."""
         return f'training and deploy form of {self.title}, on {self.images}'
 
     def columns(self) -> list[Column]:
-        """Both differences, absolute and relative."""
         return [
             Column('layer', lambda layer: short(layer.name), left=True),
             Column('block', lambda layer: layer.kind, left=True),
@@ -79,15 +77,12 @@ class FormsReport(Report):
         ]
 
     def rows(self) -> list[Layer]:
-        """A row a layer that ran."""
         return [layer for layer in self.layers if layer.calls]
 
     def stands_out(self, row: Layer) -> bool:
-        """Whether a layer differs alone by more than ``convert.py`` lets pass."""
         return not badness(row, 'alone') <= TOLERANCE
 
     def summary(self) -> list[str]:
-        """Which layers are worst, and what comes of it in the end."""
         lines = []
         for what, text in (('alone', 'by themselves'), ('so_far', 'with all before them')):
             worst = ', '.join(
@@ -116,7 +111,6 @@ class FormsReport(Report):
         return lines
 
     def content(self) -> dict:
-        """All numbers, and which layers differ."""
         return dict(
             network=self.title,
             images=self.images,
@@ -129,7 +123,6 @@ class FormsReport(Report):
         )
 
     def draw(self) -> Figure:
-        """Both relative differences of each layer."""
         layers = self.rows()
         figure = new_figure(10, 2.4 + 0.2 * len(layers))
         axes = figure.subplots()

@@ -53,11 +53,9 @@ class SpectrumReport(Report):
     )
 
     def heading(self) -> str:
-        """What the table is of."""
         return f'frequency prior of {self.title}'
 
     def columns(self) -> list[Column]:
-        """How much the prior changes a kernel, and the energy at some frequencies."""
         return [
             Column('layer', lambda found: short(found.name), left=True),
             Column('kernel', lambda found: found.kind, left=True),
@@ -69,11 +67,9 @@ class SpectrumReport(Report):
         ]
 
     def rows(self) -> list[Spectrum]:
-        """A row a kernel."""
         return self.spectra
 
     def summary(self) -> list[str]:
-        """Where the prior contributes most, and which of its filters differ."""
         sizes = {spectrum.name: spectrum.size for spectrum in self.spectra}
         largest = max(sizes, key=sizes.get)
         lines = [
@@ -86,7 +82,6 @@ class SpectrumReport(Report):
         return lines
 
     def content(self) -> dict:
-        """All numbers."""
         return dict(
             network=self.title,
             layers=[dict(asdict(spectrum), size=spectrum.size) for spectrum in self.spectra],
@@ -95,7 +90,6 @@ class SpectrumReport(Report):
         )
 
     def draw(self) -> Figure:
-        """Some spectra, the prior's filters, and what it changes over depth."""
         chosen = [self.spectra[i] for i in spread_out(len(self.spectra), SPECTRA)]
         figure = new_figure(14, 13.5)
         above, middle, below = figure.subfigures(3, 1, height_ratios=(2.4, 0.75, 1))

@@ -48,11 +48,9 @@ class StemReport(Report):
     )
 
     def heading(self) -> str:
-        """What the table is of."""
         return f'{self.name}: {self.title}; plain: {self.plain_title}'
 
     def columns(self) -> list[Column]:
-        """The statistics of a kernel, for its name and them."""
         return [
             Column('stem', lambda row: row[0], left=True),
             Column('std', lambda row: f'{row[1].std:.4f}'),
@@ -70,11 +68,9 @@ class StemReport(Report):
         ]
 
     def rows(self) -> list[tuple[str, Statistics]]:
-        """A row a stem: what it is called, and its numbers."""
         return [('deep linear stem', self.stem), ('plain stem', self.plain)]
 
     def summary(self) -> list[str]:
-        """What differs most."""
         stem, plain = self.stem, self.plain
         even = 9 / (stem.shape[-1] ** 2)
         return [
@@ -86,7 +82,6 @@ class StemReport(Report):
         ]
 
     def content(self) -> dict:
-        """All numbers."""
         found = dict(
             name=self.name,
             networks=dict(stem=self.title, plain=self.plain_title),
@@ -98,7 +93,6 @@ class StemReport(Report):
         return found
 
     def draw(self) -> Figure:
-        """Histogram, channel norms, singular values and energy by position."""
         figure = new_figure(13, 8.5)
         (histogram, norms, values), (stem, plain, text) = figure.subplots(2, 3)
         for number, (label, found) in enumerate(self.rows()):
