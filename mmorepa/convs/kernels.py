@@ -121,27 +121,6 @@ def compose_last_pointwise(kernel: Tensor, pointwise: Tensor, groups: int) -> Te
     return (second @ first).reshape(out_channels, *kernel.shape[1:])
 
 
-def compose_separable(depthwise: Tensor, pointwise: Tensor, multiplier: int, groups: int) -> Tensor:
-    """The one kernel of a depthwise convolution with a multiplier E, followed by a 1x1 one.
-
-    ``W[o, i] = sum over e of pointwise[o, i, e] * depthwise[i, e]`` inside each group.
-
-    Args:
-        depthwise (Tensor): (I * E, 1, k, k), the E filters of a channel side by side.
-        pointwise (Tensor): (O, E * I/g, 1, 1).
-        multiplier (int): E.
-        groups (int): g, of the pointwise part.
-
-    Returns:
-        Tensor: (O, I/g, k, k).
-    """
-    out_channels = len(pointwise)
-    size = depthwise.shape[2:]
-    first = depthwise.reshape(groups, -1, multiplier, size.numel())
-    second = pointwise.reshape(groups, out_channels // groups, -1, multiplier)
-    return torch.einsum('goie,giek->goik', second, first).reshape(out_channels, -1, *size)
-
-
 def compose_chain(kernels: list[Tensor], groups: int = 1) -> Tensor:
     """The one kernel that the deep linear stem composes out of its 3x3 kernels (paper, sec. 3.3).
 

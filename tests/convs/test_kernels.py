@@ -60,15 +60,6 @@ def test_compose_pointwise(groups, size):
     torch.testing.assert_close(F.conv2d(x, composed, groups=groups), expected, **EXACT)
 
 
-@pytest.mark.parametrize('groups', [1, 2, 4])
-def test_compose_separable(groups):
-    depthwise, pointwise = rand(4 * 8, 1, 3, 3), rand(8, 8 * 4 // groups, 1, 1)
-    composed = kernels.compose_separable(depthwise, pointwise, 8, groups)
-    x = rand(2, 4, 7, 7)
-    expected = F.conv2d(F.conv2d(x, depthwise, groups=4), pointwise, groups=groups)
-    torch.testing.assert_close(F.conv2d(x, composed, groups=groups), expected, **EXACT)
-
-
 @pytest.mark.parametrize('groups', [1, 2])
 @pytest.mark.parametrize('depth', [1, 2, 3, 4])
 def test_compose_chain(groups, depth):

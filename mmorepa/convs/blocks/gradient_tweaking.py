@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import UserError
 from .. import kernels
 from ..orepa import branches
 from ..orepa.block import BranchSum, DeepLinearStem, OREPAConv2d
@@ -145,6 +146,11 @@ def _of_sum(block: BranchSum, train_scales: bool) -> Moments:
 
 
 def _under_scale(branch: Branch, train_scales: bool) -> Moments:
+    if type(branch) not in _MOMENTS:
+        raise UserError(
+            f'TweakedOREPA knows no constants for the branch {type(branch).__name__}; it has them '
+            f'for {", ".join(kind.__name__ for kind in _MOMENTS)}: leave it out, or train OREPA'
+        )
     covariance, mobility = _MOMENTS[type(branch)](branch)
     if branch.scale is None:
         return Moments(covariance, mobility)
@@ -172,7 +178,7 @@ def _original(branch: branches.Original) -> Moments:
     return Moments(_variance(branch, _width(branch) * branch.kernel_size**2) * identity, identity)
 
 
-def _spread(branch: branches.PointwiseBranch, pattern: Tensor) -> Moments:
+def _spread(branch: branches.Pointwise, pattern: Tensor) -> Moments:
     """Of a 1x1 kernel that is spread over the taps by a pattern, (1 or O, k^2)."""
     outer = pattern[:, :, None] * pattern[:, None, :]
     return Moments(_variance(branch, _width(branch)) * outer, outer)

@@ -51,11 +51,9 @@ class BranchSum(nn.Module):
     ):
         super().__init__()
         self.kernel_size = kernel_size
-        is_pointwise = kernel_size == 1
         if slope is None:
-            slope = 1.0 if is_pointwise else 0.0
-        scales = choose_branches(POINTWISE if is_pointwise else KXK, branches)
-        for name, scale in scales.items():
+            slope = 1.0 if kernel_size == 1 else 0.0
+        for name, scale in choose_branches(kernel_size, branches).items():
             branch = BRANCHES[name](
                 in_channels,
                 out_channels,
@@ -109,7 +107,7 @@ class BranchSum(nn.Module):
             if branch._forward_pre_hooks:
                 branch()  # old weight norms, and pruning, make the weight anew in a call
             out = run_branch(branch, x, stride, padding, dilation, flip)
-            outputs.append(branch.scaled(out.transpose(0, 1)).transpose(0, 1))
+            outputs.append(out if branch.scale is None else out * branch.scale[:, None, None])
         return reduce(torch.add, outputs)
 
 
@@ -254,21 +252,24 @@ class OREPAConv2d(GeneratedConv2d):
         return out if self.bias is None else out + self.bias.reshape(-1, 1, 1)
 
 
-def choose_branches(shape: Mapping[str, float], branches: Branches) -> dict[str, float | None]:
-    """The branches to build for one shape, in its own order, with their initial scales.
+def choose_branches(kernel_size: int, branches: Branches) -> dict[str, float | None]:
+    """The branches to build for a kernel size, in the order of the table, with initial scales.
 
     Args:
-        shape (Mapping[str, float]): All branches of the shape and their default scales.
-        branches (Sequence[str] | Mapping[str, float | None], optional): The user's choice.
+        kernel_size (int): k.
+        branches (Sequence[str] | Mapping[str, float | None], optional): The user's choice. By
+            default the paper's.
 
     Returns:
-        dict[str, float | None]: Initial scale by name; None for no scaling layer.
+        dict[str, float | None]: Initial scale by name; None for no scaling layer. A branch that is
+        not the paper's starts at scale 1, unless the choice gives another.
 
     Raises:
-        UserError: If a name does not exist, or none belongs to this shape.
+        UserError: If a name does not exist, or no branch fits the kernel size.
     """
+    scales = POINTWISE if kernel_size == 1 else KXK
     if branches is None:
-        return dict(shape)
+        return dict(scales)
     if isinstance(branches, str):
         branches = (branches,)
     unknown = [name for name in branches if name not in BRANCHES]
@@ -276,12 +277,13 @@ def choose_branches(shape: Mapping[str, float], branches: Branches) -> dict[str,
         raise UserError(
             f'OREPAConv2d: no branch is named {unknown[0]!r}; the names are {", ".join(BRANCHES)}'
         )
-    scales = branches if isinstance(branches, Mapping) else shape
-    chosen = {name: scales[name] for name in shape if name in branches}
+    fitting = [name for name, branch in BRANCHES.items() if branch.fits(kernel_size)]
+    scales = branches if isinstance(branches, Mapping) else scales
+    chosen = {name: scales.get(name, 1.0) for name in fitting if name in branches}
     if not chosen:
         raise UserError(
             f'OREPAConv2d: none of the branches {", ".join(branches) or "()"} belongs to this '
-            f'kernel size; it has {", ".join(shape)}'
+            f'kernel size; it has {", ".join(fitting)}'
         )
     return chosen
 

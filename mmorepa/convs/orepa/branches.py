@@ -1,15 +1,19 @@
 """The branches of an OREPA block (paper, sec. 3.3): one small module each, addressed by name.
 
-A branch states one formula: called, it gives the scaled kernel that it amounts to. Beside it stand
-the :meth:`~Branch.factors`, the convolutions that it would be over a feature map: the multi-branch
-network of the paper's offline comparison. How kernels are added up at little cost, and gradients
-taken back, is in :mod:`mmorepa.convs.orepa.fast`; a branch that is not there is as right, and
-slower.
+A branch states three things: its parameters, the :meth:`~Branch.formula` of the kernel that it
+amounts to, and the :meth:`~Branch.factors`, the convolutions that it is over a feature map, which
+are the multi-branch network of the paper's offline comparison. Nothing else is needed for any mode.
+:mod:`mmorepa.convs.orepa.fast` may know a quicker way to add the formula up and to take a gradient
+back through it.
+
+Notation of formulas: a convolution of g groups is g convolutions beside each other, ``s`` counts
+them. Each has u output channels and w input channels, and t = k^2 taps. The kernel is (s, u, t, w).
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
@@ -28,9 +32,10 @@ SEPARABLE_MULTIPLIER = 8
 class Branch(nn.Module):
     """One branch: its parameters, its scale, and its kernel.
 
-    A subclass declares its parameters in :attr:`names`, gives them values in
-    :meth:`new_parameters`, and has ``forward`` and :meth:`factors`. Parameters are read as
-    attributes, so that parametrizations, pruning and torch's functional calls work.
+    A subclass lists its parameters in :attr:`names`, gives them values in :meth:`new_parameters`,
+    and has :meth:`formula` and :meth:`factors`. Constants are buffers, which go into the formula
+    beside the parameters; :attr:`constant_names` lists them. Tensors are read as attributes, so
+    that parametrizations, pruning and torch's functional calls work.
 
     Args:
         in_channels (int): I.
@@ -44,6 +49,13 @@ class Branch(nn.Module):
 
     #: The parameters besides the scale.
     names: tuple[str, ...] = ('weight',)
+    #: The buffers that are constants of the formula.
+    constant_names: tuple[str, ...] = ()
+    #: Parameters and constants that all output channels of a convolution share: (s, ...) in the
+    #: formula, where the others are (s, u, ...).
+    shared: tuple[str, ...] = ()
+    #: The dimension that groups follow each other in, where it is not the first.
+    group_dims: dict[str, int] = {}
 
     def __init__(
         self,
@@ -68,6 +80,11 @@ class Branch(nn.Module):
         for name, value in self.new_parameters().items():
             self.register_parameter(name, nn.Parameter(value))
 
+    @classmethod
+    def fits(cls, kernel_size: int) -> bool:
+        """Whether blocks of this kernel size may have the branch."""
+        return kernel_size > 1
+
     @property
     def width(self) -> int:
         """Input channels of a group, I/g."""
@@ -76,6 +93,27 @@ class Branch(nn.Module):
     def new_parameters(self) -> dict[str, Tensor]:
         """Initial values of the parameters by name, the scale aside."""
         raise NotImplementedError
+
+    @staticmethod
+    def formula(taps: int, **tensors: Tensor) -> Tensor:
+        """The kernel without the scale, (s, u, t, w).
+
+        Args:
+            taps (int): t.
+            tensors (Tensor): Parameters and constants by name, as :meth:`view` gives them.
+        """
+        raise NotImplementedError
+
+    def factors(self) -> list[tuple[Tensor, int]]:
+        """The branch as convolutions in turn, without its scale: (weight, groups) each.
+
+        A weight is 1x1 or k x k; at most one of them is k x k.
+        """
+        raise NotImplementedError
+
+    def stacked_constants(self) -> dict[str, Tensor]:
+        """Further tensors that the formula can be given, to save making them in each step."""
+        return {}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -89,31 +127,57 @@ class Branch(nn.Module):
         """A convolution's weight with initial values, ``kaiming_uniform_(a=slope)``."""
         return nn.init.kaiming_uniform_(torch.empty(*shape), a=self.slope)
 
-    def scaled(self, kernel: Tensor) -> Tensor:
-        """``kernel`` (O, ...) under this branch's scaling layer, if it has one."""
-        return kernel if self.scale is None else kernels.scale(kernel, self.scale)
+    def tensors(self) -> dict[str, Tensor]:
+        """Scale, parameters and constants by name, without those that are None."""
+        tensors = {
+            name: getattr(self, name) for name in ('scale', *self.names, *self.constant_names)
+        }
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    @classmethod
+    def view(cls, name: str, tensor: Tensor, groups: int) -> Tensor:
+        """A tensor as the formula takes it: (g, u, ...), or (g, ...) if it is shared.
+
+        The sides of a kernel are one dimension, and none for a 1x1 kernel. Nothing is copied.
+
+        Args:
+            name (str): What it is called here.
+            tensor (Tensor): As it is stored.
+            groups (int): g.
+        """
+        dim = cls.group_dims.get(name, 0)
+        if tensor.dim() == 4:
+            tensor = tensor.flatten(2).squeeze(2)
+        return tensor.unflatten(dim, (groups, -1)).movedim(dim, 0)
 
     def forward(self) -> Tensor:
         """The branch as one scaled kernel, (O, I/g, k, k)."""
-        raise NotImplementedError
-
-    def factors(self) -> list[tuple[Tensor, int]]:
-        """The branch as convolutions in turn, without its scale: (weight, groups) each.
-
-        A weight is 1x1 or k x k; at most one of them is k x k.
-        """
-        raise NotImplementedError
+        # Copies of constants for autograd to hold: DDP writes to buffers between two passes.
+        tensors = {
+            name: self.view(name, t.clone() if name in self.constant_names else t, self.groups)
+            for name, t in self.tensors().items()
+        }
+        scale = tensors.pop('scale', None)
+        rows = self.formula(self.kernel_size**2, **tensors)
+        if scale is not None:
+            rows = rows * scale[:, :, None, None]
+        return as_kernel(rows.flatten(0, 1), self.kernel_size)
 
 
 class Original(Branch):
     """The plain k x k convolution; its weight is stored in rows, (O, k^2, I/g)."""
 
+    @classmethod
+    def fits(cls, kernel_size: int) -> bool:
+        return True
+
     def new_parameters(self) -> dict[str, Tensor]:
         size = self.kernel_size
         return dict(weight=as_rows(self.new_weight(self.out_channels, self.width, size, size)))
 
-    def forward(self) -> Tensor:
-        return self.scaled(as_kernel(self.weight, self.kernel_size))
+    @staticmethod
+    def formula(taps: int, weight: Tensor) -> Tensor:
+        return weight
 
     def factors(self) -> list[tuple[Tensor, int]]:
         return [(as_kernel(self.weight, self.kernel_size), self.groups)]
@@ -125,8 +189,9 @@ class Pointwise(Branch):
     def new_parameters(self) -> dict[str, Tensor]:
         return dict(weight=self.new_weight(self.out_channels, self.width, 1, 1))
 
-    def forward(self) -> Tensor:
-        return kernels.centre(self.scaled(self.weight), self.kernel_size)
+    @staticmethod
+    def formula(taps: int, weight: Tensor) -> Tensor:
+        return F.pad(weight.unsqueeze(2), [0, 0, taps // 2, taps // 2])
 
     def factors(self) -> list[tuple[Tensor, int]]:
         return [(self.weight, self.groups)]
@@ -135,9 +200,9 @@ class Pointwise(Branch):
 class Average(Pointwise):
     """A 1x1 convolution, then an average over k x k."""
 
-    def forward(self) -> Tensor:
-        size = self.kernel_size
-        return self.scaled(self.weight / size**2).expand(-1, -1, size, size)
+    @staticmethod
+    def formula(taps: int, weight: Tensor) -> Tensor:
+        return (weight / taps).unsqueeze(2).expand(-1, -1, taps, -1)
 
     def factors(self) -> list[tuple[Tensor, int]]:
         size = self.kernel_size
@@ -148,6 +213,8 @@ class Average(Pointwise):
 class Prior(ConstantsMixin, Pointwise):
     """A 1x1 convolution, then the constant ``filters`` of the frequency prior, (O, 1, k, k)."""
 
+    constant_names = ('filters',)
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.register_constants(self.weight)
@@ -156,8 +223,14 @@ class Prior(ConstantsMixin, Pointwise):
         with torch.device('cpu'):
             return dict(filters=kernels.frequency_prior(self.out_channels, self.kernel_size))
 
-    def forward(self) -> Tensor:
-        return self.scaled(self.weight) * self.filters.clone()
+    @classmethod
+    def view(cls, name: str, tensor: Tensor, groups: int) -> Tensor:
+        # One filter an output channel: the dimension of input channels goes.
+        return super().view(name, tensor.flatten(1) if name == 'filters' else tensor, groups)
+
+    @staticmethod
+    def formula(taps: int, weight: Tensor, filters: Tensor) -> Tensor:
+        return torch.einsum('suw,sut->sutw', weight, filters)
 
     def factors(self) -> list[tuple[Tensor, int]]:
         # A copy for autograd to hold on to: DDP broadcasts buffers in place between two passes.
@@ -173,6 +246,7 @@ class PointwiseKxK(Branch):
     """
 
     names = ('residual', 'weight')
+    shared = ('residual', 'identity')
 
     @property
     def middle_channels(self) -> int:
@@ -185,14 +259,19 @@ class PointwiseKxK(Branch):
         identity = kernels.grouped_identity(self.middle_channels, self.in_channels, self.groups)
         return identity.to(self.residual)
 
+    def stacked_constants(self) -> dict[str, Tensor]:
+        return dict(identity=self.identity)
+
     def new_parameters(self) -> dict[str, Tensor]:
         middle, size = self.middle_channels, self.kernel_size
         weight = self.new_weight(self.out_channels, middle // self.groups, size, size)
         return dict(residual=torch.zeros(middle, self.width, 1, 1), weight=as_rows(weight))
 
-    def forward(self) -> Tensor:
-        (first, _), (second, _) = self.factors()
-        return self.scaled(kernels.compose_pointwise(first, second, self.groups))
+    @staticmethod
+    def formula(
+        taps: int, residual: Tensor, weight: Tensor, identity: Tensor | None = None
+    ) -> Tensor:
+        return torch.einsum('smw,sutm->sutw', plus_identity(residual, identity), weight)
 
     def factors(self) -> list[tuple[Tensor, int]]:
         second = as_kernel(self.weight, self.kernel_size)
@@ -208,6 +287,8 @@ class Separable(Branch):
     """
 
     names = ('depthwise', 'pointwise')
+    shared = ('depthwise',)
+    group_dims = dict(depthwise=2)
 
     def new_parameters(self) -> dict[str, Tensor]:
         # Initial values as of the two convolutions, whose shapes they depend on.
@@ -216,25 +297,26 @@ class Separable(Branch):
         pointwise = self.new_weight(self.out_channels, count * self.width, 1, 1)
         return dict(depthwise=filters_first(depthwise), pointwise=shares_first(pointwise))
 
-    def forward(self) -> Tensor:
-        depthwise, pointwise = self._weights(self.scaled(self.pointwise))
-        return kernels.compose_separable(depthwise, pointwise, SEPARABLE_MULTIPLIER, self.groups)
+    @staticmethod
+    def formula(taps: int, depthwise: Tensor, pointwise: Tensor) -> Tensor:
+        return torch.einsum('setw,suew->sutw', depthwise, pointwise)
 
     def factors(self) -> list[tuple[Tensor, int]]:
-        depthwise, pointwise = self._weights(self.pointwise)
-        return [(depthwise, self.in_channels), (pointwise, self.groups)]
-
-    def _weights(self, pointwise: Tensor) -> tuple[Tensor, Tensor]:
-        """The weights of the two convolutions, (8 I, 1, k, k) and (O, 8 I/g, 1, 1)."""
         filters = as_kernel(self.depthwise, self.kernel_size)
         depthwise = filters.transpose(0, 1).flatten(0, 1).unsqueeze(1)
-        return depthwise, pointwise.transpose(1, 2).flatten(1)[:, :, None, None]
+        pointwise = self.pointwise.transpose(1, 2).flatten(1)[:, :, None, None]
+        return [(depthwise, self.in_channels), (pointwise, self.groups)]
 
 
 class PointwisePointwise(Branch):
     """Two 1x1 convolutions, the square one starting as the identity (the 1x1 block's second)."""
 
     names = ('first', 'second')
+    shared = ('first',)
+
+    @classmethod
+    def fits(cls, kernel_size: int) -> bool:
+        return kernel_size == 1
 
     @property
     def first_is_square(self) -> bool:
@@ -248,8 +330,9 @@ class PointwisePointwise(Branch):
         first, second = (square, outer) if self.first_is_square else (outer, square)
         return dict(first=first, second=second)
 
-    def forward(self) -> Tensor:
-        return kernels.compose_pointwise(self.first, self.scaled(self.second), self.groups)
+    @staticmethod
+    def formula(taps: int, first: Tensor, second: Tensor) -> Tensor:
+        return (second @ first).unsqueeze(2)
 
     def factors(self) -> list[tuple[Tensor, int]]:
         return [(self.first, self.groups), (self.second, self.groups)]
@@ -277,3 +360,13 @@ def shares_first(pointwise: Tensor) -> Tensor:
     """The weight of a 1x1 convolution (O, 8 I/g, 1, 1) as the branch has it, (O, 8, I/g)."""
     shares = pointwise.flatten(1).unflatten(1, (-1, SEPARABLE_MULTIPLIER))
     return shares.transpose(1, 2).contiguous()
+
+
+def plus_identity(residual: Tensor, identity: Tensor | None = None) -> Tensor:
+    """``residual`` (s, m, w) plus identities on top of each other, which may be at hand."""
+    if identity is not None:
+        return residual + identity
+    first = residual.clone()
+    for offset in range(0, first.shape[1], first.shape[2]):
+        first.diagonal(-offset, 1, 2).add_(1)
+    return first

@@ -6,10 +6,11 @@ gradient of that tensor back to its parameters; nothing is kept but the paramete
 branches do so for a few output channels at a time, which stay in a core's cache; elsewhere each
 operation has to be launched, and runs over all channels.
 
-Notation: a convolution of g groups is g convolutions beside each other, ``s`` counts them, through
-several blocks where these are stacked (:mod:`mmorepa.convs.orepa.stacks`). Each has u output
-channels and w input channels, and t = k^2 taps. Kernels are (s, u, t, w), see
-:mod:`mmorepa.convs.rows`.
+A branch needs nothing here: :class:`FastBranch` takes its formula, and the formula's derivative by
+autograd. Those in :data:`FAST` know a quicker way.
+
+Kernels are (s, u, t, w), as in formulas, see :mod:`mmorepa.convs.orepa.branches`. Where several
+blocks are stacked (:mod:`mmorepa.convs.orepa.stacks`), ``s`` counts the convolutions of all.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..context import is_traced, without_autocast
 from ..rows import as_kernel
 from . import branches
-from .branches import SEPARABLE_MULTIPLIER, Branch
+from .branches import SEPARABLE_MULTIPLIER, Branch, plus_identity
 
 #: How many numbers of a kernel are gone over at a time on a CPU. Fewer would stay in a smaller
 #: cache, and the product that all of them add to would be gone over more often.
@@ -50,26 +52,24 @@ def by_formula(block: nn.Module) -> Tensor:
 
 
 def is_fast(block: nn.Module) -> bool:
-    """Whether all branches can do without their formulas; hooks and parametrizations want these."""
+    """Whether the branches can be added up from their tensors.
+
+    Hooks and parametrizations want a branch to be called, and so does a ``forward`` of its own.
+    """
     for branch in block.children():
-        if type(branch) not in FAST or branch._forward_pre_hooks or branch._forward_hooks:
+        if type(branch).forward is not Branch.forward or is_parametrized(branch):
+            return False
+        if branch._forward_pre_hooks or branch._forward_hooks:
             return False
     return True
 
 
-def tensors_of(branch: Branch) -> dict[str, Tensor]:
-    """Parameters and constants of a branch by name, without those that are None."""
-    names = ('scale', *branch.names, *branch._buffers)
-    tensors = {name: getattr(branch, name) for name in names}
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-
 def named_tensors(block: nn.Module) -> dict[tuple[str, str], Tensor]:
-    """:func:`tensors_of` of all branches of a block, by branch and name."""
+    """The tensors of all branches of a block, by branch and name."""
     return {
         (branch_name, name): tensor
         for branch_name, branch in block.named_children()
-        for name, tensor in tensors_of(branch).items()
+        for name, tensor in branch.tensors().items()
     }
 
 
@@ -78,7 +78,7 @@ class _Sum(torch.autograd.Function):
     def forward(ctx, block: nn.Module, names: list[tuple[str, str]], *tensors: Tensor) -> Tensor:
         ctx.block, ctx.names = block, names
         # DDP broadcasts buffers in place between two passes, which would count as a change.
-        is_constant = [name in getattr(block, branch)._buffers for branch, name in names]
+        is_constant = [name in getattr(block, branch).constant_names for branch, name in names]
         ctx.constants = [t if fixed else None for t, fixed in zip(tensors, is_constant)]
         ctx.save_for_backward(*[None if fixed else t for t, fixed in zip(tensors, is_constant)])
         sample = next(block.children())
@@ -126,8 +126,8 @@ def kernel_rows(kernel: Tensor, groups: int) -> Tensor:
     return kernel.flatten(2).transpose(1, 2).unflatten(0, (groups, -1))
 
 
-def terms_of(block: nn.Module, names: list[tuple[str, str]], tensors) -> list[Term]:
-    """The branches of a block with their tensors, or with the gradients of these.
+def terms_of(block: nn.Module, names: list[tuple[str, str]], tensors) -> Terms:
+    """The branches of a block by name, with their tensors or with the gradients of these.
 
     Args:
         block (nn.Module): See :func:`sum_of_kernels`.
@@ -138,56 +138,51 @@ def terms_of(block: nn.Module, names: list[tuple[str, str]], tensors) -> list[Te
     for (branch_name, name), tensor in zip(names, tensors):
         if tensor is not None:
             branch = getattr(block, branch_name)
-            own.setdefault(branch_name, {})[name] = FAST[type(branch)].view(
-                name, tensor, branch.groups
-            )
-    return [(FAST[type(getattr(block, name))], tensors) for name, tensors in own.items()]
+            own.setdefault(branch_name, {})[name] = branch.view(name, tensor, branch.groups)
+    return {name: (fast_of(type(getattr(block, name))), own[name]) for name in own}
 
 
-Term = tuple[type['FastBranch'], Mapping[str, Tensor]]
+Terms = Mapping[str, tuple['FastBranch', Mapping[str, Tensor]]]
 
 
-def add_up(terms: list[Term], target: Tensor, in_passes: bool | None = None) -> None:
+def add_up(terms: Terms, target: Tensor, in_passes: bool | None = None) -> None:
     """Write the sum of branches' scaled kernels to ``target``.
 
     Args:
-        terms (list[Term]): The branches with their tensors.
+        terms (Terms): The branches by name, with their tensors.
         target (Tensor): (s, u, t, w), a view of any strides.
         in_passes (bool, optional): Go over a few output channels at a time. By default on a CPU.
     """
     if in_passes is None:
         in_passes = goes_in_passes(target)
     # The one with a product of its own size begins, so that the others add to that.
-    terms = sorted(terms, key=lambda term: not term[0].begins)
+    ordered = sorted(terms.values(), key=lambda term: not term[0].begins)
     for part in parts(target, in_passes):
         some = target[:, part]
         rows = some if _is_dense(some) else some.new_empty(some.shape)
-        for i, (fast, tensors) in enumerate(terms):
+        for i, (fast, tensors) in enumerate(ordered):
             fast.add(rows, i == 0, in_passes, **fast.part(tensors, part))
         if rows is not some:
             some.copy_(rows)
 
 
-def pull_back(
-    terms: list[Term], grad: Tensor, wanted: list[Term], in_passes: bool | None = None
-) -> None:
+def pull_back(terms: Terms, grad: Tensor, wanted: Terms, in_passes: bool | None = None) -> None:
     """Write the gradients of branches' tensors, where that of the sum of their kernels is ``grad``.
 
     Args:
-        terms (list[Term]): The branches with their tensors.
+        terms (Terms): The branches by name, with their tensors.
         grad (Tensor): (s, u, t, w), a view of any strides.
-        wanted (list[Term]): Where the gradients go; what is not wanted is left out.
+        wanted (Terms): Where the gradients go; what is not wanted is left out.
         in_passes (bool, optional): See :func:`add_up`.
     """
     if in_passes is None:
         in_passes = goes_in_passes(grad)
-    outputs = {fast: tensors for fast, tensors in wanted}
     for i, part in enumerate(parts(grad, in_passes)):
         some = grad[:, part]
         some = some if _is_dense(some) else some.contiguous()
-        for fast, tensors in terms:
-            if fast in outputs:
-                to = fast.part(outputs[fast], part)
+        for name, (fast, tensors) in terms.items():
+            if name in wanted:
+                to = fast.part(wanted[name][1], part)
                 fast.pull_back(some, i == 0, in_passes, to, **fast.part(tensors, part))
 
 
@@ -216,85 +211,77 @@ def _is_dense(rows: Tensor) -> bool:
 
 
 class FastBranch:
-    """How the branches of one kind add themselves up and take gradients back.
+    """How the branches of one kind add themselves up and take gradients back: by their formula.
 
-    ``rows`` and ``grad`` are (s, u, t, w) and dense in their last three dimensions. Gradients go to
-    the tensors in ``to``, those that are there. ``is_first`` is False if other parts of the output
-    channels have been seen: gradients of what all share are added to, then.
+    Subclasses have a quicker :meth:`add`, :meth:`pull_back` or both. ``rows`` and ``grad`` are
+    (s, u, t, w) and dense in their last three dimensions. Gradients go to the tensors in ``to``,
+    those that are there. ``is_first`` is False if other parts of the output channels have been
+    seen: gradients of what all share are added to, then.
+
+    Args:
+        kind (type[Branch]): The kind.
     """
 
-    #: Tensors that all output channels of a convolution share, (s, ...); others are (s, u, ...).
-    shared: tuple[str, ...] = ()
     #: Whether it begins with a product as large as the kernel.
     begins = False
 
-    @classmethod
-    def view(cls, name: str, tensor: Tensor, groups: int) -> Tensor:
-        """A tensor of a branch as (g, u, ...), or (g, ...) if it is shared; a view."""
-        return tensor.unflatten(0, (groups, -1))
+    def __init__(self, kind: type[Branch]):
+        self.kind = kind
 
-    @classmethod
-    def part(cls, tensors: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
+    def part(self, tensors: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
         """The tensors for some of the output channels."""
         return {
-            name: tensor if name in cls.shared else tensor[:, part]
+            name: tensor if name in self.kind.shared else tensor[:, part]
             for name, tensor in tensors.items()
         }
 
-    @staticmethod
-    def add(rows: Tensor, is_first: bool, in_passes: bool, **tensors: Tensor) -> None:
+    def add(self, rows: Tensor, is_first: bool, in_passes: bool, scale=None, **tensors) -> None:
         """Add the scaled kernel to ``rows``, or write it there if it is the first."""
-        raise NotImplementedError
+        _add_scaled(rows, is_first, self.kind.formula(rows.shape[2], **tensors), scale)
 
-    @staticmethod
     def pull_back(
-        grad: Tensor, is_first: bool, in_passes: bool, to: Mapping[str, Tensor], **tensors: Tensor
+        self, grad: Tensor, is_first: bool, in_passes: bool, to: Mapping[str, Tensor], **tensors
     ) -> None:
         """Write the gradients of the tensors."""
-        raise NotImplementedError
+        leaves = {name: tensors[name].detach().requires_grad_() for name in to}
+        own = {**tensors, **leaves}
+        scale = own.pop('scale', None)
+        with torch.enable_grad():
+            kernel = self.kind.formula(grad.shape[2], **own)
+            kernel = kernel if scale is None else kernel * _beside(scale, kernel)
+            found = torch.autograd.grad(kernel, list(leaves.values()), grad)
+        for name, gradient in zip(leaves, found):
+            if name in self.kind.shared and not is_first:
+                to[name].add_(gradient)
+            else:
+                to[name].copy_(gradient)
 
 
 class FastOriginal(FastBranch):
     """``weight`` (s, u, t, w)."""
 
-    @staticmethod
-    def add(rows, is_first, in_passes, weight, scale=None):
-        _add_scaled(rows, is_first, weight, scale)
-
-    @staticmethod
-    def pull_back(grad, is_first, in_passes, to, weight, scale=None):
+    def pull_back(self, grad, is_first, in_passes, to, weight, scale=None):
         _pull_back_scaled(grad, in_passes, to, 'weight', weight, scale)
 
 
 class FastPointwise(FastBranch):
     """``weight`` (s, u, w)."""
 
-    @classmethod
-    def view(cls, name, tensor, groups):
-        return (
-            tensor.flatten(1).unflatten(0, (groups, -1))
-            if name == 'weight'
-            else (super().view(name, tensor, groups))
-        )
-
-    @staticmethod
-    def add(rows, is_first, in_passes, weight, scale=None):
+    def add(self, rows, is_first, in_passes, weight, scale=None):
         if is_first:
             rows.zero_()
         centre = rows.shape[2] // 2
         _add_scaled(rows[:, :, centre], False, weight, scale)
 
-    @staticmethod
-    def pull_back(grad, is_first, in_passes, to, weight, scale=None):
+    def pull_back(self, grad, is_first, in_passes, to, weight, scale=None):
         gathered = grad[:, :, grad.shape[2] // 2]
         _pull_back_scaled(gathered, in_passes, to, 'weight', weight, scale)
 
 
-class FastAverage(FastPointwise):
+class FastAverage(FastBranch):
     """``weight`` (s, u, w)."""
 
-    @staticmethod
-    def add(rows, is_first, in_passes, weight, scale=None):
+    def add(self, rows, is_first, in_passes, weight, scale=None):
         if is_first:
             rows.zero_()
         share = 1 / rows.shape[2]
@@ -306,29 +293,20 @@ class FastAverage(FastPointwise):
             # Scaled first: a number for each pair of channels, not for each tap.
             rows.add_((weight * scale.unsqueeze(2)).unsqueeze(2), alpha=share)
 
-    @staticmethod
-    def pull_back(grad, is_first, in_passes, to, weight, scale=None):
+    def pull_back(self, grad, is_first, in_passes, to, weight, scale=None):
         _pull_back_scaled(grad.mean(2), in_passes, to, 'weight', weight, scale)
 
 
-class FastPrior(FastPointwise):
+class FastPrior(FastBranch):
     """``weight`` (s, u, w), ``filters`` (s, u, t)."""
 
-    @classmethod
-    def view(cls, name, tensor, groups):
-        if name == 'filters':
-            return tensor.flatten(1).unflatten(0, (groups, -1))
-        return super().view(name, tensor, groups)
-
-    @staticmethod
-    def add(rows, is_first, in_passes, weight, filters, scale=None):
+    def add(self, rows, is_first, in_passes, weight, filters, scale=None):
         if is_first:
             rows.zero_()
         filters = filters if scale is None else filters * scale.unsqueeze(2)
         rows.addcmul_(filters.unsqueeze(3), weight.unsqueeze(2))
 
-    @staticmethod
-    def pull_back(grad, is_first, in_passes, to, weight, filters, scale=None):
+    def pull_back(self, grad, is_first, in_passes, to, weight, filters, scale=None):
         s, u, t, w = grad.shape
         gathered = torch.bmm(filters.reshape(s * u, 1, t), grad.reshape(s * u, t, w))
         _pull_back_scaled(gathered.view(s, u, w), in_passes, to, 'weight', weight, scale)
@@ -337,116 +315,100 @@ class FastPrior(FastPointwise):
 class FastPointwiseKxK(FastBranch):
     """``weight`` (s, u, t, m), ``residual`` (s, m, w), and perhaps the ``identity`` as that."""
 
-    shared = ('residual', 'identity')
     begins = True
 
-    @classmethod
-    def view(cls, name, tensor, groups):
-        tensor = tensor.flatten(1) if name in cls.shared else tensor
-        return tensor.unflatten(0, (groups, -1))
+    def add(self, rows, is_first, in_passes, weight, residual, identity=None, scale=None):
+        _add_product(rows, is_first, weight, plus_identity(residual, identity), scale)
 
-    @staticmethod
-    def add(rows, is_first, in_passes, weight, residual, identity=None, scale=None):
-        _add_product(rows, is_first, weight, _plus_identity(residual, identity), scale)
-
-    @staticmethod
-    def pull_back(grad, is_first, in_passes, to, weight, residual, identity=None, scale=None):
-        own = dict(first=_plus_identity(residual, identity), second=weight)
+    def pull_back(self, grad, is_first, in_passes, to, weight, residual, identity=None, scale=None):
+        own = dict(first=plus_identity(residual, identity), second=weight)
         _pull_back_product(grad, is_first, in_passes, to, ('residual', 'weight'), scale, **own)
 
 
 class FastPointwisePointwise(FastBranch):
     """``second`` (s, u, m), ``first`` (s, m, w), t = 1."""
 
-    shared = ('first',)
     begins = True
 
-    @classmethod
-    def view(cls, name, tensor, groups):
-        tensor = tensor if name == 'scale' else tensor.flatten(1)
-        return tensor.unflatten(0, (groups, -1))
-
-    @staticmethod
-    def add(rows, is_first, in_passes, first, second, scale=None):
+    def add(self, rows, is_first, in_passes, first, second, scale=None):
         _add_product(rows, is_first, second.unsqueeze(2), first, scale)
 
-    @staticmethod
-    def pull_back(grad, is_first, in_passes, to, first, second, scale=None):
+    def pull_back(self, grad, is_first, in_passes, to, first, second, scale=None):
         own = dict(first=first, second=second.unsqueeze(2))
         _pull_back_product(grad, is_first, in_passes, to, ('first', 'second'), scale, **own)
 
 
 class FastSeparable(FastBranch):
-    """``pointwise`` (s, u, 8, w), ``depthwise`` (s, 8, t, w)."""
+    """``pointwise`` (s, u, 8, w), ``depthwise`` (s, 8, t, w).
 
-    shared = ('depthwise',)
+    In passes one of the eight filters, or one tap, after the other: batched products of eight
+    numbers are slow on a CPU.
+    """
 
-    @classmethod
-    def view(cls, name, tensor, groups):
-        if name == 'depthwise':
-            return tensor.unflatten(2, (groups, -1)).permute(2, 0, 1, 3)
-        return super().view(name, tensor, groups)
-
-    @staticmethod
-    def add(rows, is_first, in_passes, depthwise, pointwise, scale=None):
+    def add(self, rows, is_first, in_passes, depthwise, pointwise, scale=None):
+        shares = pointwise if scale is None else pointwise * scale[:, :, None, None]
+        if not in_passes:
+            _add_scaled(rows, is_first, self.kind.formula(None, depthwise, shares), None)
+            return
         if is_first:
             rows.zero_()
-        if not in_passes:
-            # Batched over the input channels: (s, w, u, 8) times (s, w, 8, t).
-            shares = _scaled_into(_channels_first(pointwise), pointwise, scale)
-            filters = depthwise.permute(0, 3, 1, 2).contiguous()
-            product = torch.bmm(shares.flatten(0, 1), filters.flatten(0, 1))
-            rows.add_(product.unflatten(0, filters.shape[:2]).permute(0, 2, 3, 1))
-            return
-        shares = pointwise if scale is None else pointwise * scale[:, :, None, None]
         for e in range(SEPARABLE_MULTIPLIER):
             rows.addcmul_(shares[:, :, e, None], depthwise[:, None, e])
 
-    @staticmethod
-    def pull_back(grad, is_first, in_passes, to, depthwise, pointwise, scale=None):
-        back = _pull_separable_back_in_passes if in_passes else _pull_separable_back
-        back(grad, is_first, to, depthwise, pointwise, scale)
+    def pull_back(self, grad, is_first, in_passes, to, depthwise, pointwise, scale=None):
+        # Otherwise both products would put the channels in front.
+        grad = grad if in_passes else grad.permute(0, 3, 1, 2).contiguous()
+        if 'depthwise' in to:
+            shares = pointwise if scale is None else pointwise * scale[:, :, None, None]
+            if in_passes:
+                found = _of_filters(grad, shares)
+            else:
+                found = torch.einsum('swut,suew->setw', grad, shares)
+            to['depthwise'].copy_(found) if is_first else to['depthwise'].add_(found)
+        if in_passes:
+            found = _of_shares(grad, depthwise)
+        else:
+            found = torch.einsum('swut,setw->suew', grad, depthwise)
+        _pull_back_scaled(found, in_passes, to, 'pointwise', pointwise, scale)
 
 
-def _pull_separable_back(grad, is_first, to, depthwise, pointwise, scale) -> None:
-    images = grad.permute(0, 3, 1, 2).contiguous().flatten(0, 1)  # (s w, u, t)
-    s, w = len(depthwise), depthwise.shape[3]
-    if 'depthwise' in to:
-        shares = _scaled_into(_channels_first(pointwise), pointwise, scale).flatten(0, 1)
-        found = torch.bmm(shares.mT, images).unflatten(0, (s, w)).permute(0, 2, 3, 1)
-        to['depthwise'].copy_(found) if is_first else to['depthwise'].add_(found)
-    filters = depthwise.permute(0, 3, 1, 2).contiguous().flatten(0, 1)  # (s w, 8, t)
-    found = torch.bmm(images, filters.mT).unflatten(0, (s, w)).permute(0, 2, 3, 1)
-    _pull_back_scaled(found.contiguous(), False, to, 'pointwise', pointwise, scale)
-
-
-def _pull_separable_back_in_passes(grad, is_first, to, depthwise, pointwise, scale) -> None:
+def _of_filters(grad: Tensor, shares: Tensor) -> Tensor:
+    """The product (s, u, t, w) with (s, u, 8, w), summed up over u: (s, 8, t, w)."""
     s, u, t, w = grad.shape
-    if 'depthwise' in to:
-        # (s, n, 8, t, w): sums beside each other, as many as stay in a cache; fewer calls so.
-        beside = max(1, min(u, CACHED_SUMS // (s * SEPARABLE_MULTIPLIER * t * w)))
-        sums = grad.new_zeros(s, beside, SEPARABLE_MULTIPLIER, t, w)
-        shares = pointwise if scale is None else pointwise * scale[:, :, None, None]
-        for one_grad, one_share in zip(grad.split(beside, 1), shares.split(beside, 1)):
-            sums[:, : one_grad.shape[1]].addcmul_(one_share.unsqueeze(3), one_grad.unsqueeze(2))
-        found = sums.sum(1)
-        to['depthwise'].copy_(found) if is_first else to['depthwise'].add_(found)
+    # Sums beside each other, as many as stay in a cache; fewer calls so.
+    beside = max(1, min(u, CACHED_SUMS // (s * SEPARABLE_MULTIPLIER * t * w)))
+    sums = grad.new_zeros(s, beside, SEPARABLE_MULTIPLIER, t, w)
+    for one_grad, one_share in zip(grad.split(beside, 1), shares.split(beside, 1)):
+        sums[:, : one_grad.shape[1]].addcmul_(one_share.unsqueeze(3), one_grad.unsqueeze(2))
+    return sums.sum(1)
+
+
+def _of_shares(grad: Tensor, depthwise: Tensor) -> Tensor:
+    """The product (s, u, t, w) with (s, 8, t, w), summed up over t: (s, u, 8, w)."""
     found = torch.mul(grad[:, :, 0, None], depthwise[:, None, :, 0])
-    for tap in range(1, t):
+    for tap in range(1, grad.shape[2]):
         found.addcmul_(grad[:, :, tap, None], depthwise[:, None, :, tap])
-    _pull_back_scaled(found, True, to, 'pointwise', pointwise, scale)
+    return found
 
 
-#: The branches that can do without their formulas.
-FAST: dict[type[Branch], type[FastBranch]] = {
-    branches.Original: FastOriginal,
-    branches.Average: FastAverage,
-    branches.Prior: FastPrior,
-    branches.PointwiseKxK: FastPointwiseKxK,
-    branches.Pointwise: FastPointwise,
-    branches.Separable: FastSeparable,
-    branches.PointwisePointwise: FastPointwisePointwise,
+#: The branches that have a way quicker than their formulas.
+FAST: dict[type[Branch], FastBranch] = {
+    kind: fast(kind)
+    for kind, fast in [
+        (branches.Original, FastOriginal),
+        (branches.Average, FastAverage),
+        (branches.Prior, FastPrior),
+        (branches.PointwiseKxK, FastPointwiseKxK),
+        (branches.Pointwise, FastPointwise),
+        (branches.Separable, FastSeparable),
+        (branches.PointwisePointwise, FastPointwisePointwise),
+    ]
 }
+
+
+def fast_of(kind: type[Branch]) -> FastBranch:
+    """The quickest way that there is for a kind of branch."""
+    return FAST.get(kind) or FastBranch(kind)
 
 
 def _add_scaled(rows: Tensor, is_first: bool, weight: Tensor, scale: Tensor | None) -> None:
@@ -500,16 +462,6 @@ def _pull_back_product(grad, is_first, in_passes, to, names, scale, first, secon
             out.copy_(found) if scale is None else torch.mul(found, _beside(scale, found), out=out)
 
 
-def _plus_identity(residual: Tensor, identity: Tensor | None) -> Tensor:
-    """``residual`` (s, m, w) plus identities on top of each other, which may be at hand."""
-    if identity is not None:
-        return residual + identity
-    first = residual.clone()
-    for offset in range(0, first.shape[1], first.shape[2]):
-        first.diagonal(-offset, 1, 2).add_(1)
-    return first
-
-
 def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """The products of (s, n, m) and (s, m, w)."""
     if len(a) > 1:
@@ -531,17 +483,3 @@ def _dot(a: Tensor, b: Tensor, in_passes: bool, out: Tensor) -> None:
 def _beside(scale: Tensor, like: Tensor) -> Tensor:
     """``scale`` (s, u) as (s, u, 1, ...)."""
     return scale.reshape(*scale.shape, *[1] * (like.dim() - 2))
-
-
-def _channels_first(pointwise: Tensor) -> Tensor:
-    """An empty tensor (s, w, u, 8) for ``pointwise`` (s, u, 8, w)."""
-    s, u, e, w = pointwise.shape
-    return pointwise.new_empty(s, w, u, e)
-
-
-def _scaled_into(out: Tensor, pointwise: Tensor, scale: Tensor | None) -> Tensor:
-    """Write ``pointwise`` (s, u, 8, w) under its scale to ``out`` (s, w, u, 8)."""
-    source = pointwise.permute(0, 3, 1, 2)
-    if scale is None:
-        return out.copy_(source)
-    return torch.mul(source, scale[:, None, :, None], out=out)

@@ -25,7 +25,7 @@ from ...errors import UserError
 from .. import kernels
 from ..generated import GeneratedConv2d
 from .block import BranchSum, DeepLinearStem
-from .fast import add_up, is_fast, kernel_rows, named_tensors, pull_back, terms_of
+from .fast import Terms, add_up, is_fast, kernel_rows, named_tensors, pull_back, terms_of
 from .stacks import Stack, stack_key
 
 #: Floating-point operations that cost as much time as one parameter in the optimizer's step and in
@@ -500,10 +500,11 @@ def work(block: GeneratedConv2d) -> int:
     """What a step of a block costs, roughly, in floating-point operations."""
     total = OPERATIONS_PER_PARAMETER * sum(p.numel() for p in block.kernel.parameters())
     for part in _sums(block):
-        for name in ('pointwise_kxk', 'pointwise_pointwise'):
-            branch = part._modules.get(name)
-            if branch is not None:
-                (first, _), (second, _) = branch.factors()
+        for branch in part.children():
+            factors = branch.factors()
+            # Two convolutions in a row that both mix channels are a matrix product.
+            if len(factors) == 2 and all(groups == branch.groups for _, groups in factors):
+                (first, _), (second, _) = factors
                 total += 6 * second.numel() * first.shape[1]
     return total
 
@@ -591,7 +592,7 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad.add_(gradient)
 
 
-def _terms(block: BranchSum) -> list:
+def _terms(block: BranchSum) -> Terms:
     tensors = named_tensors(block)
     return terms_of(block, list(tensors), [tensor.detach() for tensor in tensors.values()])
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .block import BranchSum
-from .branches import PointwiseKxK
-from .fast import FAST, FastBranch, add_up, pull_back, tensors_of
+from .branches import Branch
+from .fast import Terms, add_up, fast_of, pull_back
 
 
 def stack_key(block: BranchSum) -> Hashable:
@@ -31,8 +31,8 @@ def stack_key(block: BranchSum) -> Hashable:
     shared = [
         tuple(tensor.shape)
         for branch in block.children()
-        for name, tensor in tensors_of(branch).items()
-        if name in FAST[type(branch)].shared
+        for name, tensor in branch.tensors().items()
+        if name in branch.shared
     ]
     tensor = next(block.parameters())
     return (
@@ -79,20 +79,19 @@ class Stack:
         #: The same of constants, for each piece.
         self._constants: dict[tuple[str, str], Tensor] = {}
         for name, branch in self.blocks[0].named_children():
-            for key in tensors_of(branch):
-                own = [tensors_of(getattr(block, name))[key] for block in self.blocks]
-                put_together = torch.stack if key == 'depthwise' else torch.cat
+            for key in branch.tensors():
+                own = [getattr(block, name).tensors()[key] for block in self.blocks]
+                put_together = torch.stack if key in branch.group_dims else torch.cat
                 stacked = put_together([tensor.detach() for tensor in own])
-                if key in branch._buffers:
+                if key in branch.constant_names:
                     self._constants[name, key] = self._pieces(name, key, stacked).clone()
                     continue
                 self.tensors[name, key] = stacked
                 for parameter, view in zip(own, self._split(name, key, stacked)):
                     parameter.data = view
-            if isinstance(branch, PointwiseKxK):
-                identities = branch.identity.repeat(len(self.blocks), 1, 1, 1)
-                identities = self._pieces(name, 'identity', identities)
-                self._constants[name, 'identity'] = identities
+            for key, constant in branch.stacked_constants().items():
+                constants = torch.cat([constant] * len(self.blocks))
+                self._constants[name, key] = self._pieces(name, key, constants)
         self._addresses = [p.data_ptr() for block in self.blocks for p in block.parameters()]
 
     def _stack_leaves(self) -> None:
@@ -143,8 +142,8 @@ class Stack:
             piece = pieces.get((name, key))
             own = self._all(name, key, gradient) if piece is None else piece
             wanted.setdefault(name, {})[key] = own
-        wanted = [(self._fast(name), own) for name, own in wanted.items()]
-        pull_back(self._terms(), rows.unflatten(0, (self.pieces, -1)), wanted, in_passes=False)
+        grad = rows.unflatten(0, (self.pieces, -1))
+        pull_back(self._terms(), grad, self._with_ways(wanted), in_passes=False)
         for (name, key), piece in pieces.items():
             self._collect(name, key, found[name, key], piece)
         for (name, key), gradient in found.items():
@@ -179,64 +178,67 @@ class Stack:
 
     def _is_looked_up(self, name: str, key: str) -> bool:
         """Whether pieces have a shared tensor of their own, not a view of the stacked one."""
-        is_moved = self.piece_of is not None or (key == 'depthwise' and self._moves_groups)
-        return is_moved and key in self._fast(name).shared
+        is_moved = self.piece_of is not None or self._moves_groups(name, key)
+        return is_moved and key in self._branch(name).shared
 
-    @property
-    def _moves_groups(self) -> bool:
-        return self.groups > 1 and len(self.blocks) > 1
+    def _moves_groups(self, name: str, key: str) -> bool:
+        """Whether the groups of several blocks cannot follow each other without a copy."""
+        is_inside = key in self._branch(name).group_dims
+        return is_inside and self.groups > 1 and len(self.blocks) > 1
 
-    def _fast(self, name: str) -> type[FastBranch]:
-        return FAST[type(getattr(self.blocks[0], name))]
+    def _branch(self, name: str) -> Branch:
+        return getattr(self.blocks[0], name)
 
-    def _terms(self) -> list:
+    def _terms(self) -> Terms:
         own: dict[str, dict[str, Tensor]] = {}
         for (name, key), tensor in self.tensors.items():
             own.setdefault(name, {})[key] = self._pieces(name, key, tensor)
         for (name, key), tensor in self._constants.items():
             own[name][key] = tensor
-        return [(self._fast(name), own[name]) for name in own]
+        return self._with_ways(own)
+
+    def _with_ways(self, own: dict[str, dict[str, Tensor]]) -> Terms:
+        return {name: (fast_of(type(self._branch(name))), own[name]) for name in own}
 
     def _split(self, name: str, key: str, stacked: Tensor) -> Sequence[Tensor]:
         """A stacked tensor as the blocks have it; views."""
-        if key == 'depthwise':
+        if key in self._branch(name).group_dims:
             return stacked.unbind()
-        if key in self._fast(name).shared:
+        if key in self._branch(name).shared:
             return stacked.chunk(len(self.blocks))
         return stacked.split(self.channels)
 
+    def _by_group(self, name: str, key: str, stacked: Tensor) -> Tensor:
+        """A tensor whose groups are in an inner dimension, (n, ...), as (n, g, ...); a view."""
+        dim = 1 + self._branch(name).group_dims[key]
+        return stacked.unflatten(dim, (self.groups, -1)).movedim(dim, 1)
+
     def _all(self, name: str, key: str, stacked: Tensor) -> Tensor:
         """A stacked tensor for each piece, (s, u, ...), or for each convolution if it is shared."""
-        fast = self._fast(name)
-        if key == 'depthwise':
-            return _by_group(stacked, self.groups).flatten(0, 1)
-        is_shared = key in fast.shared
-        return fast.view(key, stacked, self.groups * len(self.blocks) if is_shared else self.pieces)
+        branch = self._branch(name)
+        if key in branch.group_dims:
+            return self._by_group(name, key, stacked).flatten(0, 1)
+        is_shared = key in branch.shared
+        groups = self.groups * len(self.blocks) if is_shared else self.pieces
+        return branch.view(key, stacked, groups)
 
     def _pieces(self, name: str, key: str, stacked: Tensor) -> Tensor:
         """A stacked tensor for each piece."""
         found = self._all(name, key, stacked)
-        if self.piece_of is None or key not in self._fast(name).shared:
+        if self.piece_of is None or key not in self._branch(name).shared:
             return found
-        if key == 'depthwise':
-            # The order that the sum over the filters wants.
-            return found.permute(0, 3, 1, 2).index_select(0, self.piece_of).permute(0, 2, 3, 1)
+        if key in self._branch(name).group_dims:
+            # Input channels in front in memory, as a batched product over the rest wants them.
+            return found.movedim(-1, 1).index_select(0, self.piece_of).movedim(1, -1)
         return found.index_select(0, self.piece_of)
 
     def _collect(self, name: str, key: str, stacked: Tensor, pieces: Tensor) -> None:
         """Sum up over the pieces of each convolution, into a stacked tensor."""
-        if self.piece_of is None:
-            by_group = _by_group(stacked, self.groups)
-            by_group.copy_(pieces.unflatten(0, (len(self.blocks), -1)))
-        elif key == 'depthwise' and self._moves_groups:
-            total = pieces.new_zeros(self.groups * len(self.blocks), *pieces.shape[1:])
-            total.index_add_(0, self.piece_of, pieces)
-            by_group = _by_group(stacked, self.groups)
-            by_group.copy_(total.unflatten(0, (len(self.blocks), -1)))
-        else:
+        if not self._moves_groups(name, key):
             self._all(name, key, stacked).index_add_(0, self.piece_of, pieces)
-
-
-def _by_group(depthwise: Tensor, groups: int) -> Tensor:
-    """The filters of several blocks (n, 8, t, I) by group, (n, g, 8, t, w); a view."""
-    return depthwise.unflatten(3, (groups, -1)).permute(0, 3, 1, 2, 4)
+            return
+        if self.piece_of is not None:
+            total = pieces.new_zeros(self.groups * len(self.blocks), *pieces.shape[1:])
+            pieces = total.index_add_(0, self.piece_of, pieces)
+        by_group = self._by_group(name, key, stacked)
+        by_group.copy_(pieces.unflatten(0, (len(self.blocks), -1)))

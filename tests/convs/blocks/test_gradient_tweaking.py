@@ -11,9 +11,9 @@ from torch.func import functional_call, jacrev
 from mmorepa.convs import OREPAConv2d, TweakedOREPAConv2d, reparameterize, squeeze
 from mmorepa.convs.blocks.gradient_tweaking import compose, multiplier, tweak
 from mmorepa.convs.kernels import compose_chain
+from mmorepa.convs.orepa import branches
 from mmorepa.errors import UserError
 
-ROUNDING = 1e-6  # of a cosine, float32
 EXACT = 1e-10  # relative, float64, several steps
 ROUNDING = 1e-5  # relative, float32
 BFLOAT16 = 0.02  # relative, products of bfloat16 in another order
@@ -318,3 +318,12 @@ def save(module):
 def load(buffer):
     buffer.seek(0)
     return torch.load(buffer, weights_only=False)
+
+
+def test_a_branch_without_constants_is_named(monkeypatch):
+    class Another(branches.Original):
+        """As the original one."""
+
+    monkeypatch.setitem(branches.BRANCHES, 'original', Another)
+    with pytest.raises(UserError, match='no constants for the branch Another'):
+        TweakedOREPAConv2d(4, 8, 3)
