@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,9 +43,10 @@ class Column:
 class Report:
     """What was measured of a network: a table, sentences, a picture, and all numbers as JSON.
 
-    A subclass is a dataclass. It has :attr:`caption`, :meth:`heading`, :meth:`columns`,
-    :meth:`rows` and :meth:`draw`, and where there is something to say, :meth:`summary`. All fields
-    go into the JSON file, unless :meth:`content` says otherwise.
+    A subclass is a dataclass. It has :meth:`heading`, :meth:`columns` and :meth:`draw`; a
+    :attr:`caption` and a :meth:`summary` where there is something to say. A row is about each of
+    its ``layers`` unless :meth:`rows` says otherwise, and all fields go into the JSON file unless
+    :meth:`content` says otherwise.
     """
 
     #: Below the table: what its columns mean.
@@ -59,7 +61,7 @@ class Report:
         raise NotImplementedError
 
     def rows(self) -> Iterable[Any]:
-        """What the rows are about, one each: the layers, unless a subclass says otherwise."""
+        """What the rows are about, one each."""
         return self.layers
 
     def stands_out(self, row: Any) -> bool:
@@ -92,9 +94,7 @@ class Report:
     def show(self) -> None:
         """Print the table and the summary."""
         # A pipe or a file has no width: there a row stays one line.
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 160
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
         console.print(self.table())
         for line in self.summary():
             print(line)

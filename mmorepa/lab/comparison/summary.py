@@ -270,7 +270,7 @@ def write_plot(report: Report, path: str | os.PathLike) -> None:
         'a training step, ms: median of all steps (mark), quartiles (bar), median of a run (dot)\n'
         + '; '.join(report.machines)
     )
-    axes.set_ylabel(f'{report.metric}: mean (mark), lowest to highest seed (bar), a run (dot)')
+    axes.set_ylabel(f'{report.metric}: mean (mark),\nlowest to highest seed (bar), a run (dot)')
     axes.set_xlim(left=0)
     grid(axes)
     figure.legend(loc='outside right upper', fontsize=9)
