@@ -4,14 +4,11 @@
 """
 
 import json
-import runpy
-import sys
 
 import matplotlib.image
 import pytest
 import torch
 
-from mmorepa import cli
 from mmorepa.checkpoints.conversion import build_model
 from mmorepa.convs import switch_to_deploy
 from mmorepa.datasets.digits import write_imagenet
@@ -32,23 +29,6 @@ NARROW = [
 ]
 SAME = 1e-6  # relative, the same number in another file
 WRITTEN = ('branches', 'spectrum', 'norms', 'diff')
-
-
-@pytest.fixture
-def analyze(monkeypatch, capsys, tmp_path):
-    """Runs a command as the shell would, in an empty folder; gives what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, code: int = 0) -> str:
-        monkeypatch.setattr(sys, 'argv', ['analyze.py', *map(str, arguments)])
-        main = runpy.run_path(str(ROOT / 'tools' / 'analyze.py'))['main']
-        with pytest.raises(SystemExit) as ended:
-            cli.run(main)
-        printed = capsys.readouterr()
-        assert ended.value.code == code, printed
-        return printed.err if code else printed.out
-
-    return run
 
 
 def read(path):

@@ -671,14 +671,14 @@ class TestCommand:
         written = Config.fromfile(tmp_path / 'slow_stem.py')
         assert written.optim_wrapper.paramwise_cfg.stem.lr_mult == mult
 
-    def test_refuses_before_it_measures(self, training_checkpoint, digits, tmp_path):
+    def test_refuses_before_it_measures(self, analyze, tmp_path):
         (tmp_path / 'mine.py').write_text('precious')
-        text = run(tmp_path, *self.command, CONFIG, '--write', 'mine.py', code=2)
+        text = analyze('effective-lr', CONFIG, '--write', 'mine.py', code=2)
         assert text.startswith('error: mine.py exists already')
         assert text.count('\n') == 1
         assert (tmp_path / 'mine.py').read_text() == 'precious'
         assert not (tmp_path / 'work_dirs').exists()
 
-    def test_number_of_batches(self, tmp_path):
-        text = run(tmp_path, *self.command, CONFIG, '--batches', 0, code=2)
+    def test_number_of_batches(self, analyze):
+        text = analyze('effective-lr', CONFIG, '--batches', 0, code=2)
         assert 'argument --batches: 0 is too few' in text
