@@ -53,7 +53,7 @@ def add_effective_lr(commands) -> None:
         checkpoint=f'a checkpoint of that config in training form {FRESH}',
     )
     parser.add_argument(
-        '--batches', type=positive, default=4, metavar='N', help='how many to run (default: 4)'
+        '--batches', type=cli.positive, default=4, metavar='N', help='how many to run (default: 4)'
     )
     parser.add_argument(
         '--write',
@@ -133,7 +133,7 @@ def add_diff(commands) -> None:
     )
     parser.add_argument(
         '--probe-size',
-        type=positive,
+        type=cli.positive,
         default=224,
         metavar='PIXELS',
         help='side of the random image, as in convert.py (default: 224)',
@@ -151,23 +151,18 @@ def add_budget(commands) -> None:
         'tools/benchmark.py --preset paper. Prints Markdown tables; writes budget.json, '
         'benchmark.md, bars.png and split.png.',
     )
-    parser.add_argument('--batch', type=positive, default=8, metavar='N', help='(default: 8)')
+    parser.add_argument('--batch', type=cli.positive, default=8, metavar='N', help='(default: 8)')
     parser.add_argument(
         '--size',
-        type=positive,
+        type=cli.positive,
         default=224,
         metavar='PIXELS',
         help='height and width (default: 224)',
     )
-    parser.add_argument('--repeats', type=positive, default=10, metavar='N', help='(default: 10)')
+    parser.add_argument(
+        '--repeats', type=cli.positive, default=10, metavar='N', help='(default: 10)'
+    )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{text} is too few, wanted at least 1')
-    return number
 
 
 def effective_lr(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Running a benchmark: case by case, subjects in turn, what was measured kept at all times."""
+"""Runs a benchmark, case by case and the subjects in turn, and always keeps what was measured."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Study:
 
         Args:
             save (Callable[[Results], None]): Called with what has been measured so far: after
-                each case, and when the benchmark ends, be it that it is interrupted.
+                each case, and when the benchmark ends, even if it is interrupted.
 
         Returns:
             Results: See there.
@@ -116,7 +116,7 @@ class Study:
         return self.results
 
     def runs_of(self, case: Case) -> int:
-        """How many actions a case is at most."""
+        """How many actions a case has at most."""
         repeats = self.warm_up + self.repeats
         if isinstance(case, KernelCase):
             return repeats * len(kernel_subjects(case))
@@ -301,7 +301,7 @@ def use_device(device: str) -> None:
 
 
 def progress_bar() -> Progress:
-    """On stderr, gone when it is done."""
+    """A bar on stderr, which is gone when the work is done."""
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),

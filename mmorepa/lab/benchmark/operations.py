@@ -1,4 +1,4 @@
-"""Counting the operations that some work hands to a device, with what each computes and moves.
+"""Counts the operations that some work hands to a device, with what each computes and moves.
 
 The count says how many kernels a GPU is asked for, and is the same on every machine. Work on the
 meta device is counted without being done::

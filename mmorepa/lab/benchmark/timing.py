@@ -1,4 +1,4 @@
-"""Taking time on a CPU and a GPU alike, and running what is compared in turn."""
+"""Takes time on a CPU and a GPU alike, and runs what is compared in turn."""
 
 from __future__ import annotations
 
