@@ -2,12 +2,18 @@
 """What training and inference cost: python tools/benchmark.py none DBB OREPA --out DIR."""
 
 import argparse
+import runpy
 import shlex
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from mmorepa import cli
+
+#: The project's own targets, which a checkout has and an installed package has not.
+TARGETS = Path(__file__).with_name('targets.py')
+PRESETS = [*['targets'] * TARGETS.is_file(), 'paper', 'roofline']
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,11 +34,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--preset',
-        choices=['targets', 'paper', 'roofline'],
-        help="targets: all that the project's targets need; paper: what each component costs "
-        'offline and online; roofline: what a step would cost on a V100, A100 and H100, computed '
-        'from counted operations and checked against the paper (batch 64, --processes 4; with '
-        '--released against all its columns). Each chooses its own subjects',
+        choices=PRESETS,
+        help="targets: all that the project's targets need, in a checkout; paper: what each "
+        'component costs offline and online; roofline: what a step would cost on a V100, A100 and '
+        'H100, computed from counted operations and checked against the paper (batch 64, '
+        '--processes 4; with --released against all its columns). Each chooses its own subjects',
     )
     what = parser.add_argument_group('what is measured')
     what.add_argument(
@@ -131,6 +137,11 @@ def positive(text: str) -> int:
     return number
 
 
+def load_targets() -> SimpleNamespace | None:
+    """The project's targets; None where there are none."""
+    return SimpleNamespace(**runpy.run_path(str(TARGETS))) if TARGETS.is_file() else None
+
+
 def main() -> None:
     args = parse_args()
     from mmorepa.lab.benchmark import command
@@ -138,7 +149,11 @@ def main() -> None:
     # So that an ended command keeps what it has measured.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     text = shlex.join(['python', *sys.argv])
-    print(command.show(args.from_json, args.out) if args.from_json else command.run(args, text))
+    targets = load_targets()
+    if args.from_json:
+        print(command.show(args.from_json, args.out, targets))
+    else:
+        print(command.run(args, text, targets))
 
 
 if __name__ == '__main__':

@@ -19,8 +19,8 @@ from ...backbones.reparam_resnet import ReparamResNetMixin
 from ...checkpoints.conversion import build_model
 from ...errors import UserError
 from ..benchmark import command as benchmark
+from ..benchmark.measuring import Study
 from ..benchmark.plan import NetworkCase, Setup, ladder
-from ..benchmark.study import Study
 from ..benchmark.subjects import Subject
 
 RESULTS = 'budget.json'
