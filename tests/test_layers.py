@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'mmorepa'
 #: its own below is looked into.
 LAYERS = [
     ['errors', 'version', 'environment', 'repvgg_archs'],
-    ['cli', 'convs', 'datasets'],
+    ['cli', 'convs', 'datasets', 'ops'],
     ['checkpoints', 'ops'],
     ['backbones'],
     ['pretrain', 'det', 'seg', 'registry'],
@@ -109,7 +109,7 @@ def test_a_layer_needs_no_other_library(folder):
     [
         ('from ..engine import run', True),
         ('from mmorepa.lab import report', True),
-        ('def f():\n    from ..backbones.repvgg import RepVGG', True),
+        ('def f():\n    from ..backbones.repvgg_network import RepVGG', True),
         ('from ..convs import kernels', False),
         ('import torch', False),
     ],
