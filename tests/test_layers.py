@@ -14,8 +14,8 @@ PACKAGE = ROOT / 'mmorepa'
 #: its own below is looked into.
 LAYERS = [
     ['errors', 'version', 'environment', 'repvgg_archs'],
-    ['cli', 'convs', 'datasets'],
-    ['checkpoints'],
+    ['cli', 'convs', 'datasets', 'ops'],
+    ['checkpoints', 'ops'],
     ['backbones'],
     ['pretrain', 'det', 'seg', 'registry'],
     ['engine'],
@@ -29,8 +29,8 @@ WITHIN = {
     'deploy': [[''], ['export'], ['quantization'], ['__init__']],
     'lab': [[''], ['benchmark', 'comparison'], ['analysis'], ['__init__']],
 }
-#: What the convolutions may need besides Python's own modules.
-EXTERNAL = {'convs': {'torch'}}
+#: What the convolutions and the operators may need besides Python's own modules.
+EXTERNAL = {'convs': {'torch'}, 'ops': {'torch', 'torchvision'}}
 
 
 def imports(path: Path):
@@ -109,7 +109,7 @@ def test_a_layer_needs_no_other_library(folder):
     [
         ('from ..engine import run', True),
         ('from mmorepa.lab import report', True),
-        ('def f():\n    from ..backbones.repvgg import RepVGG', True),
+        ('def f():\n    from ..backbones.repvgg_network import RepVGG', True),
         ('from ..convs import kernels', False),
         ('import torch', False),
     ],

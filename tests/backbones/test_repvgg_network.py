@@ -15,7 +15,7 @@ import mmorepa.det
 import mmorepa.pretrain
 import mmorepa.seg  # noqa: F401  (all three register)
 from mmorepa import OREPAConv2d, squeeze, verify
-from mmorepa.backbones.repvgg import OREPARepVGG, RepVGG, SELayer, nearest_multiple
+from mmorepa.backbones.repvgg_network import OREPARepVGG, RepVGG, SELayer, nearest_multiple
 from mmorepa.checkpoints.probing import compare_forms
 from mmorepa.convs import (
     ACNetConv2d,
