@@ -16,7 +16,7 @@ PACKAGE = ROOT / 'mmorepa'
 LAYERS = [
     ['errors', 'version', 'environment', 'repvgg_archs'],
     ['cli', 'convs', 'datasets', 'ops'],
-    ['checkpoints', 'ops'],
+    ['checkpoints'],
     ['backbones'],
     ['pretrain', 'det', 'seg', 'registry'],
     ['engine'],
