@@ -15,8 +15,8 @@ PACKAGE = ROOT / 'mmorepa'
 #: its own below is looked into.
 LAYERS = [
     ['errors', 'version', 'environment', 'repvgg_archs'],
-    ['cli', 'convs', 'datasets', 'ops'],
-    ['checkpoints'],
+    ['cli', 'convs', 'datasets'],
+    ['checkpoints', 'ops'],
     ['backbones'],
     ['pretrain', 'det', 'seg', 'registry'],
     ['engine'],
