@@ -8,8 +8,8 @@ from matplotlib.patches import FancyBboxPatch
 #: Lowest first: the parts of a layer with what each holds.
 LAYERS = [
     {'errors, version, environment, repvgg_archs': 'what everybody may need'},
-    {'convs': 'blocks; torch only', 'datasets': 'digits', 'cli': 'commands'},
-    {'checkpoints': 'reading files safely, telling forms apart, converting; the released ones'},
+    {'convs': 'blocks', 'datasets': 'digits', 'cli': 'commands'},
+    {'checkpoints': 'reading safely, telling forms apart, converting', 'ops': "mmcv's operators"},
     {'backbones': "thin subclasses of the libraries' networks; RepVGG"},
     {'pretrain, det, seg, registry': 'one import point a library'},
     {'engine': 'optimizer rules, hooks, running and resuming a training'},
@@ -43,7 +43,7 @@ def draw() -> Figure:
     figure = Figure(figsize=(9, 6.6), layout='constrained', dpi=110)
     axes = figure.subplots()
     for row, layer in enumerate(LAYERS):
-        shares = [6, 2, 2] if len(layer) == 3 else [1] * len(layer)
+        shares = {3: [6, 2, 2], 2: [7.5, 2.5]}.get(len(layer), [1])
         left = 0.0
         for (title, text), share in zip(layer.items(), shares):
             width = WIDTH * share / sum(shares)
