@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.files import load_checkpoint
 from ..checkpoints.forms import refuse_non_finite
-from ..checkpoints.state_dict import misfit
+from ..checkpoints.state_dict import misfit, with_counters
 from ..convs import verify
 from ..convs.convert.plain import (
     imitating,
@@ -98,10 +98,7 @@ def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str
     except UserError as error:
         raise UserError(f'{source}: {error}') from None
     needed = wanted(backbone, own)
-    for key, tensor in needed.items():
-        # Counters of batches, which old files lack.
-        if key.endswith('num_batches_tracked') and key not in own:
-            own[key] = torch.zeros_like(tensor)
+    own = with_counters(needed, own)
     difference = misfit(needed, own)
     if difference:
         raise UserError(
