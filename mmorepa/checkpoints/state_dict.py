@@ -66,7 +66,7 @@ def unusable(state_dict: Any, needs_data: bool = True) -> str:
 
 
 def with_counters(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``found`` with BatchNorms' counters of batches at zero where it lacks them, as old files do."""
+    """``found``, with BatchNorms' counters at zero where it lacks them, as old files do."""
     return {
         **{
             key: torch.zeros_like(tensor, device='cpu')
