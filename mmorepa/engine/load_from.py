@@ -31,7 +31,8 @@ class LoadFromHook(Hook):
             the model has blocks, ``partial`` or not.
     """
 
-    priority = 'VERY_HIGH'
+    #: Behind hooks that turn the checkpoint into another, before those that copy it.
+    priority = 'HIGH'
 
     def __init__(self, partial: bool = False):
         self.partial = partial
