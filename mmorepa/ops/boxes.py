@@ -12,7 +12,7 @@ from .precision import full, operator, single
 
 @operator
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes that no better one overlaps, best first; of equal scores, the first.
+    """Indices of the boxes that no better one overlaps, best first.
 
     Args:
         boxes: ``(n, 4)``.
@@ -21,8 +21,10 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         offset: 0 or 1.
     """
     boxes, scores = full(boxes, scores)
-    boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    return torchvision.ops.nms(boxes, scores, single(iou_threshold))
+    # Sorted as the compiled operator sorts, which decides between equal scores.
+    scores, order = scores.sort(descending=True)
+    boxes = boxes[order] + boxes.new_tensor([0, 0, offset, offset])
+    return order[torchvision.ops.nms(boxes, scores, single(iou_threshold))]
 
 
 @operator
@@ -90,7 +92,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """
     (dets,) = full(dets)
     iou_threshold = single(iou_threshold)
-    rest = dets[:, 4].sort(descending=True, stable=True).indices
+    rest = dets[:, 4].sort(descending=True).indices
     groups = []
     while len(rest):
         goes = _overlaps(dets[rest[0], :4], dets[rest, :4]) >= iou_threshold

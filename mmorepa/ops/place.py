@@ -90,12 +90,13 @@ def install(folder: Path | None = None) -> Path:
     if found == 'other':
         raise UserError(f'{folder / "_ext.py"} was not written by mmorepa: remove it first')
     file = folder / '_ext.py'
+    new = folder / f'._ext.{os.getpid()}'
     try:
         # No process ever sees half of it.
-        new = folder / f'._ext.{os.getpid()}'
         new.write_text(TEXT, encoding='utf-8')
         os.replace(new, file)
     except OSError as error:
+        new.unlink(missing_ok=True)
         raise UserError(f'{file} could not be written ({error.strerror})') from None
     return file
 

@@ -185,8 +185,8 @@ def roi_pool_backward(
     """
     (gradient,) = full(grad_output)
     total = torch.zeros_like(grad_input, dtype=gradient.dtype).flatten(2)
-    images = rois[:, 0].long()[:, None, None].expand(*argmax.shape[:2], argmax[0, 0].numel())
-    channels = torch.arange(total.shape[1], device=rois.device)[:, None].expand_as(images)
+    images = rois[:, 0].long()[:, None, None]
+    channels = torch.arange(total.shape[1], device=rois.device)[:, None]
     where, gradient = argmax.flatten(2).long(), gradient.flatten(2)
     total.index_put_((images, channels, where.clamp(min=0)), gradient * (where >= 0), True)
     grad_input.copy_(total.view_as(grad_input))
