@@ -4,7 +4,9 @@ In a config: ``custom_imports = dict(imports=['mmorepa.det'], allow_failed_impor
 """
 
 from .environment import require
+from .ops import provide
 
+provide()
 require('det')
 
 from .backbones.det_repvgg import OREPARepVGG  # noqa: E402

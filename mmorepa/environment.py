@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import re
 import shlex
+import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -157,6 +158,8 @@ def ops_problem() -> str:
         return 'no mmcv'
     files = [folder / f'_ext{suffix}' for suffix in EXTENSION_SUFFIXES]
     file = next((f for f in files if f.is_file()), None)
+    if file is None and (OPS in sys.modules or (folder / '_ext.py').is_file()):
+        return ''  # mmorepa.ops, for this process or installed
     if file is None:
         return 'no compiled operators (mmcv/_ext)'
     try:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'mmorepa'
 LAYERS = [
     ['errors', 'version', 'environment', 'repvgg_archs'],
     ['cli', 'convs', 'datasets'],
-    ['checkpoints'],
+    ['checkpoints', 'ops'],
     ['backbones'],
     ['pretrain', 'det', 'seg', 'registry'],
     ['engine'],
@@ -29,8 +29,8 @@ WITHIN = {
     'deploy': [[''], ['export'], ['quantization'], ['__init__']],
     'lab': [[''], ['benchmark', 'comparison'], ['analysis'], ['__init__']],
 }
-#: What the convolutions may need besides Python's own modules.
-EXTERNAL = {'convs': {'torch'}}
+#: What the convolutions and the operators may need besides Python's own modules.
+EXTERNAL = {'convs': {'torch'}, 'ops': {'torch', 'torchvision'}}
 
 
 def imports(path: Path):
