@@ -3,8 +3,9 @@
 Example: python3 tools/setup_env.py --stack default
 
 Doing it again takes a moment and changes nothing. A stack is a file of locked versions in
-requirements/; uv installs it, and pip where uv cannot. The stack "compiled" has mmcv's own operators:
-a wheel of them is looked for in the folders of MMOREPA_WHEELS, then in the cache, and else compiled.
+requirements/, installed by uv, or by pip where uv cannot. The stack "compiled" has mmcv's own
+operators: a wheel of them is looked for in the folders of MMOREPA_WHEELS, then in the cache, and
+else compiled.
 
 Standard library only, and written so that an old Python 3 can read it: it gets a sentence, then,
 and no traceback.
