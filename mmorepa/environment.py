@@ -91,6 +91,8 @@ PARTS = {
     'pretrain': ('torch', 'mmengine', 'mmcv', 'mmpretrain'),
     'det': ('torch', 'mmengine', 'mmcv', OPS, 'mmdet'),
     'seg': ('torch', 'mmengine', 'mmcv', OPS, 'mmseg', 'ftfy', 'regex'),
+    # Those with a library::config among their bases, as ours have.
+    'configs': ('mmengine', 'pkg_resources'),
     'mim': (
         'mim',
         'pkg_resources',
@@ -140,9 +142,7 @@ def inspect(part: str) -> list[Row]:
         part: a key of ``PARTS``.
     """
     library = LIBRARIES.get(part)
-    # Only openmim imports it, the fork's mim does not.
-    left_out = [] if _installed('mim')[0].name == 'openmim' else ['pkg_resources']
-    modules = [m for m in PARTS[part] if m not in left_out]
+    modules = [m for m in PARTS[part] if m != 'pkg_resources' or _imports_pkg_resources(part)]
     return [_ops_row(library) if m == OPS else _row(m, library) for m in modules]
 
 
@@ -184,6 +184,12 @@ def _compiled(folder):
     """The file of mmcv's compiled operators in its folder; None where there is none."""
     files = [folder / f'_ext{suffix}' for suffix in EXTENSION_SUFFIXES]
     return next((f for f in files if f.is_file()), None)
+
+
+def _imports_pkg_resources(part):
+    """Whether what a part runs on imports it: openmim and MMEngine do, until 0.11."""
+    dist, number = _installed({'mim': 'mim', 'configs': 'mmengine'}[part])
+    return not dist.name.startswith('onedl') and _order(number or '0') < _order('0.11.0a')
 
 
 def _row(module, library):

@@ -118,6 +118,9 @@ def require(site, part):
         ('seg', FORKS, 'good'),
         ('mim', MIM, None),
         ('mim', FORK_MIM, None),
+        ('configs', {'mmengine': '0.10.7', 'setuptools': '81.0.0'}, None),
+        ('configs', {'mmengine': '0.11.0rc3'}, None),
+        ('configs', {'onedl-mmengine': '0.10.12'}, None),
     ],
 )
 def test_what_serves_passes(tmp_path, part, dists, ops):
@@ -213,6 +216,7 @@ def test_what_serves_passes(tmp_path, part, dists, ops):
         ('mim', without(MIM, 'openmim'), None, 'found nothing', '--no-deps openmim==0.3.9'),
         ('mim', without(MIM, 'setuptools'), None, 'pkg_resources <82', "'setuptools<82'"),
         ('mim', {**MIM, 'setuptools': '82.0.0'}, None, 'setuptools 82.0.0', "'setuptools<82'"),
+        ('configs', {'mmengine': '0.10.7'}, None, 'pkg_resources <82', "'setuptools<82'"),
         ('mim', without(MIM, 'model-index'), None, 'modelindex', 'pip install model-index'),
     ],
 )

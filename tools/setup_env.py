@@ -228,7 +228,7 @@ class Environment:
         if self.stack != 'compiled':
             command = [self.python, '-m', 'mmorepa.ops', 'install']
             self.run('putting its operators into mmcv', command)
-        parts = ['core', 'pretrain', 'det', 'seg', 'mim', 'export']
+        parts = ['core', 'pretrain', 'det', 'seg', 'configs', 'mim', 'export']
         self.run('checking', [self.python, ROOT / 'tools' / 'check_env.py'] + parts)
 
     def run(self, title, command, environ=None, may_fail=False):
