@@ -17,8 +17,9 @@ from mmengine.config import Config, config, utils
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mmorepa.checkpoints.conversion import build_model, count_blocks, count_parameters
+from mmorepa.checkpoints.conversion import count_blocks, count_parameters
 from mmorepa.checkpoints.files import written_whole
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'

@@ -19,7 +19,7 @@ from typing import NamedTuple, Optional
 class Dist(NamedTuple):
     """A distribution that offers a module, and the versions of it that serve.
 
-    ``tried`` is the version of the pinned stack, named by mending commands; ``mmcv`` is the range
+    ``tried`` is the version of the default stack, named by mending commands; ``mmcv`` is the range
     that a library checks mmcv against when it is imported, each has its own.
     """
 
@@ -39,18 +39,19 @@ class Row(NamedTuple):
     mend: str = ''
 
 
-MMCV = Dist('mmcv', '2.0.0', '2.2.0', '2.1.0')
+# mmcv-lite is all of mmcv but the compiled operators, for which mmorepa.ops stands in.
+MMCV = Dist('mmcv-lite', '2.0.0', '2.2.0', '2.1.0')
 MMCV_FORK = Dist('onedl-mmcv', '2.0.0', '3.0.0')
 
 # The first of each line is the one that a mending command and setup.py's extras name.
 DISTS = {
-    'torch': (Dist('torch', '2.5.0', tried='2.5.1'),),
+    'torch': (Dist('torch', '2.5.0', tried='2.14.1'),),
     'mmengine': (
         Dist('mmengine', '0.8.3', '1.0.0', '0.10.7'),
         Dist('mmengine-lite', '0.8.3', '1.0.0'),
         Dist('onedl-mmengine', '0.10.8', '1.0.0'),
     ),
-    'mmcv': (MMCV, MMCV_FORK, Dist('mmcv-lite'), Dist('mmcv-full')),
+    'mmcv': (MMCV, Dist('mmcv'), MMCV_FORK, Dist('mmcv-full')),
     'mmpretrain': (
         Dist('mmpretrain', '1.2.0', '2.0.0', '1.2.0', MMCV._replace(below='2.4.0')),
         Dist('onedl-mmpretrain', '1.3.0', '2.0.0', mmcv=MMCV_FORK._replace(below='2.4.0')),
@@ -65,8 +66,8 @@ DISTS = {
     ),
     'ftfy': (Dist('ftfy'),),
     'regex': (Dist('regex'),),
-    'mim': (Dist('openmim', '0.3.9', '0.4.0', '0.3.9'),),
-    'pkg_resources': (Dist('setuptools', '', '81'),),
+    'mim': (Dist('openmim', '0.3.9', '0.4.0', '0.3.9'), Dist('onedl-mim')),
+    'pkg_resources': (Dist('setuptools', '', '82'),),
     # What openmim itself imports: it is best installed with --no-deps, so nothing brings these.
     'click': (Dist('click'),),
     'colorama': (Dist('colorama'),),
@@ -83,12 +84,15 @@ DISTS = {
 }
 
 OPS = 'mmcv._ext'
+NO_OPS = 'no operators'
 
 PARTS = {
     'core': ('torch',),
     'pretrain': ('torch', 'mmengine', 'mmcv', 'mmpretrain'),
     'det': ('torch', 'mmengine', 'mmcv', OPS, 'mmdet'),
     'seg': ('torch', 'mmengine', 'mmcv', OPS, 'mmseg', 'ftfy', 'regex'),
+    # Those with a library::config among their bases, as ours have.
+    'configs': ('mmengine', 'pkg_resources'),
     'mim': (
         'mim',
         'pkg_resources',
@@ -103,13 +107,13 @@ PARTS = {
     'export': ('onnx', 'onnxruntime'),
 }
 
-# mmcv's build looks for torch, and isolated from it leaves out the operators in silence;
-# openmim's dependencies would pull setuptools below what torch can use.
-FLAGS = {
-    'mmcv': '--no-build-isolation ',
-    'onedl-mmcv': '--no-build-isolation ',
-    'openmim': '--no-deps ',
+INSTALL = {
+    # Its dependencies would pull setuptools below what torch can use.
+    'openmim': 'pip install --no-deps',
+    # It has no wheel, and its operators do not compile against the newest torch.
+    'onedl-mmcv': 'MMCV_WITH_OPS=0 pip install',
 }
+INSTALL_OPS = 'python -m mmorepa.ops install'
 
 LIBRARIES = {'pretrain': 'mmpretrain', 'det': 'mmdet', 'seg': 'mmseg'}
 
@@ -138,30 +142,32 @@ def inspect(part: str) -> list[Row]:
         part: a key of ``PARTS``.
     """
     library = LIBRARIES.get(part)
-    return [_ops_row(library) if m == OPS else _row(m, library) for m in PARTS[part]]
+    modules = [m for m in PARTS[part] if m != 'pkg_resources' or _imports_pkg_resources(part)]
+    return [_ops_row(library) if m == OPS else _row(m, library) for m in modules]
 
 
 def requirements(part: str) -> list[str]:
-    """The needs of a part as pip requirements, torch left out.
+    """The needs of a part as pip requirements, torch and mmcv left out.
+
+    mmcv-lite, installed over a compiled mmcv, would take its place.
 
     Args:
         part: a key of ``PARTS``.
     """
-    modules = [m for m in PARTS[part] if m not in ('torch', OPS)]
+    modules = [m for m in PARTS[part] if m not in ('torch', 'mmcv', OPS)]
     return [_spec(_want(m, DISTS[m][0], LIBRARIES.get(part))) for m in modules]
 
 
 def ops_problem() -> str:
-    """Why mmcv's compiled operators cannot be used, in one line; empty where they can."""
+    """Why mmcv's operators cannot be used, in one line; empty where they can."""
     folder = _folder('mmcv')
     if folder is None:
         return 'no mmcv'
-    files = [folder / f'_ext{suffix}' for suffix in EXTENSION_SUFFIXES]
-    file = next((f for f in files if f.is_file()), None)
-    if file is None and (OPS in sys.modules or (folder / '_ext.py').is_file()):
-        return ''  # mmorepa.ops, for this process or installed
+    file = _compiled(folder)
     if file is None:
-        return 'no compiled operators (mmcv/_ext)'
+        # Those of mmorepa.ops, for this process or installed.
+        there = OPS in sys.modules or (folder / '_ext.py').is_file()
+        return '' if there else NO_OPS
     try:
         import torch  # noqa: F401  (its libraries must be loaded first)
 
@@ -172,6 +178,18 @@ def ops_problem() -> str:
             return f'operators built for another torch (undefined symbol {symbol[1]})'
         return f'operators that do not load ({" ".join(str(error).split())})'
     return ''
+
+
+def _compiled(folder):
+    """The file of mmcv's compiled operators in its folder; None where there is none."""
+    files = [folder / f'_ext{suffix}' for suffix in EXTENSION_SUFFIXES]
+    return next((f for f in files if f.is_file()), None)
+
+
+def _imports_pkg_resources(part):
+    """Whether what a part runs on imports it: openmim and MMEngine do, until 0.11."""
+    dist, number = _installed({'mim': 'mim', 'configs': 'mmengine'}[part])
+    return not dist.name.startswith('onedl') and _order(number or '0') < _order('0.11.0a')
 
 
 def _row(module, library):
@@ -193,17 +211,12 @@ def _row(module, library):
 def _ops_row(library):
     problem = ops_problem()
     if not problem:
-        return Row(OPS, 'loads', 'that loads')
+        return Row(OPS, "mmcv's own" if _compiled(_folder('mmcv')) else 'mmorepa.ops', 'that loads')
     dist, number = _installed('mmcv')
-    want = _want('mmcv', dist, library)
-    if dist.name == 'mmcv-lite' or number is None:
-        mend = _replace(dist, want)
-    else:
-        # pip's cache of built wheels knows nothing of the torch that a wheel was built for.
-        mend = (
-            'MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps --no-cache-dir '
-            f'--no-build-isolation --no-binary {dist.name} {dist.name}=={number}'
-        )
+    mend = INSTALL_OPS
+    if problem != NO_OPS:
+        remove = f'pip uninstall -y {dist.name} && ' if number else ''
+        mend = f'{remove}{_install(_want("mmcv", dist, library))} && {INSTALL_OPS}'
     found = f'{dist.name} {number} with {problem}' if number else problem
     return Row(OPS, found, 'that loads', mend)
 
@@ -233,7 +246,7 @@ def _folder(module) -> Path | None:
 
 def _install(want):
     spec = f'{want.name}=={want.tried}' if want.tried else _spec(want)
-    return f'pip install {FLAGS.get(want.name, "")}{shlex.quote(spec)}'
+    return f'{INSTALL.get(want.name, "pip install")} {shlex.quote(spec)}'
 
 
 def _replace(dist, want):

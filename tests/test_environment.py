@@ -48,6 +48,9 @@ MIM = {
     environment.DISTS[module][0].name: environment.DISTS[module][0].tried or '1.0'
     for module in environment.PARTS['mim']
 }
+# The fork's mim does without pkg_resources.
+FORK_MIM = {**MIM, 'onedl-mim': '0.5.1', 'setuptools': '82.0.0'}
+del FORK_MIM['openmim']
 
 
 def without(dists, *names):
@@ -76,7 +79,9 @@ def make_site(folder, dists, ops=None):
         package = folder / MODULE_OF[name]
         package.mkdir()
         (package / '__init__.py').write_text(TORCH if name == 'torch' else 'raise RuntimeError')
-    if ops:
+    if ops == 'mmorepa':
+        (folder / 'mmcv' / '_ext.py').write_text('raise RuntimeError')
+    elif ops:
         (folder / 'mmcv' / f'_ext{EXTENSION_SUFFIXES[0]}').write_bytes(OPS[ops]())
     return folder
 
@@ -105,11 +110,17 @@ def require(site, part):
         ('pretrain', {**without(PRETRAIN, 'mmengine'), 'mmengine-lite': '0.10.7'}, None),
         ('pretrain', FORKS, None),
         ('det', DET, 'good'),
+        ('det', {**without(DET, 'mmcv'), 'mmcv-lite': '2.1.0'}, 'mmorepa'),
         ('det', {**DET, 'mmcv': '2.2.0rc1'}, 'good'),
         ('det', FORKS, 'good'),
+        ('det', FORKS, 'mmorepa'),
         ('seg', SEG, 'good'),
         ('seg', FORKS, 'good'),
         ('mim', MIM, None),
+        ('mim', FORK_MIM, None),
+        ('configs', {'mmengine': '0.10.7', 'setuptools': '81.0.0'}, None),
+        ('configs', {'mmengine': '0.11.0rc3'}, None),
+        ('configs', {'onedl-mmengine': '0.10.12'}, None),
     ],
 )
 def test_what_serves_passes(tmp_path, part, dists, ops):
@@ -119,13 +130,13 @@ def test_what_serves_passes(tmp_path, part, dists, ops):
 @pytest.mark.parametrize(
     ('part', 'dists', 'ops', 'found', 'mend'),
     [
-        ('core', {}, None, 'torch >=2.5.0: found nothing', 'pip install torch==2.5.1'),
-        ('core', {'torch': '1.13.1'}, None, 'found torch 1.13.1', 'pip install torch==2.5.1'),
-        ('det', without(DET, 'torch'), 'good', 'torch >=2.5.0: found nothing', 'torch==2.5.1'),
+        ('core', {}, None, 'torch >=2.5.0: found nothing', 'pip install torch==2.14.1'),
+        ('core', {'torch': '1.13.1'}, None, 'found torch 1.13.1', 'pip install torch==2.14.1'),
+        ('det', without(DET, 'torch'), 'good', 'torch >=2.5.0: found nothing', 'torch==2.14.1'),
         ('pretrain', CORE, None, 'mmengine >=0.8.3,<1.0.0: found nothing', 'mmengine==0.10.7'),
         ('pretrain', without(PRETRAIN, 'mmpretrain'), None, 'found nothing', 'mmpretrain==1.2.0'),
         ('pretrain', {**PRETRAIN, 'mmengine': '0.7.4'}, None, 'mmengine 0.7.4', 'mmengine==0.10.7'),
-        ('pretrain', {**PRETRAIN, 'mmcv': '2.0.0rc4'}, None, 'mmcv 2.0.0rc4', 'mmcv==2.1.0'),
+        ('pretrain', {**PRETRAIN, 'mmcv': '2.0.0rc4'}, None, 'mmcv 2.0.0rc4', 'mmcv-lite==2.1.0'),
         ('det', without(DET, 'mmdet'), 'good', 'found nothing', 'pip install mmdet==3.3.0'),
         ('det', {**DET, 'mmdet': '4.0.0'}, 'good', 'found mmdet 4.0.0', 'mmdet==3.3.0'),
         (
@@ -133,51 +144,60 @@ def test_what_serves_passes(tmp_path, part, dists, ops):
             {**DET, 'mmcv': '2.2.0'},
             'good',
             'mmcv >=2.0.0,<2.2.0: found mmcv 2.2.0',
-            'pip install --no-build-isolation mmcv==2.1.0',
+            'pip uninstall -y mmcv && pip install mmcv-lite==2.1.0',
         ),
         (
             'det',
             {**without(DET, 'mmcv'), 'mmcv-full': '1.7.1'},
             'good',
             'found mmcv-full 1.7.1',
-            'pip uninstall -y mmcv-full && pip install --no-build-isolation mmcv==2.1.0',
+            'pip uninstall -y mmcv-full && pip install mmcv-lite==2.1.0',
         ),
+        ('det', without(DET, 'mmcv'), None, 'found nothing', 'pip install mmcv-lite==2.1.0'),
         (
             'det',
             {**without(DET, 'mmcv'), 'mmcv-lite': '2.1.0'},
             None,
-            'found mmcv-lite 2.1.0 with no compiled operators',
-            'pip uninstall -y mmcv-lite && pip install --no-build-isolation mmcv==2.1.0',
+            'found mmcv-lite 2.1.0 with no operators',
+            'python -m mmorepa.ops install',
         ),
-        ('det', DET, None, 'mmcv 2.1.0 with no compiled operators', 'MMCV_WITH_OPS=1 pip install'),
+        ('det', DET, None, 'mmcv 2.1.0 with no operators', 'python -m mmorepa.ops install'),
         (
             'det',
             DET,
             'other torch',
             'built for another torch (undefined symbol PyMad',
-            'mmcv==2.1.0',
+            'pip uninstall -y mmcv && pip install mmcv-lite==2.1.0 && '
+            'python -m mmorepa.ops install',
         ),
         (
             'seg',
             SEG,
             'other torch',
             'built for another torch (undefined symbol PyMad',
-            'mmcv==2.1.0',
+            'mmcv-lite==2.1.0',
         ),
-        ('det', DET, 'cut short', 'operators that do not load', '--no-cache-dir'),
+        ('det', DET, 'cut short', 'operators that do not load', 'pip uninstall -y mmcv && '),
         (
             'det',
             {**without(DET, 'mmcv'), 'onedl-mmcv': '2.3.6'},
             'good',
             'mmcv >=2.0.0,<2.2.0: found onedl-mmcv 2.3.6',
-            'pip uninstall -y onedl-mmcv && pip install --no-build-isolation mmcv==2.1.0',
+            'pip uninstall -y onedl-mmcv && pip install mmcv-lite==2.1.0',
         ),
         (
             'det',
             without(FORKS, 'onedl-mmcv'),
             None,
             'mmcv >=2.0.0,<3.0.0: found nothing',
-            "pip install --no-build-isolation 'onedl-mmcv>=2.0.0,<3.0.0'",
+            "MMCV_WITH_OPS=0 pip install 'onedl-mmcv>=2.0.0,<3.0.0'",
+        ),
+        (
+            'det',
+            FORKS,
+            'other torch',
+            'onedl-mmcv 2.3.6 with operators built for another torch',
+            "pip uninstall -y onedl-mmcv && MMCV_WITH_OPS=0 pip install 'onedl-mmcv",
         ),
         (
             'det',
@@ -194,8 +214,9 @@ def test_what_serves_passes(tmp_path, part, dists, ops):
             'pip install ftfy',
         ),
         ('mim', without(MIM, 'openmim'), None, 'found nothing', '--no-deps openmim==0.3.9'),
-        ('mim', without(MIM, 'setuptools'), None, 'pkg_resources <81', "'setuptools<81'"),
-        ('mim', {**MIM, 'setuptools': '81.0.0'}, None, 'setuptools 81.0.0', "'setuptools<81'"),
+        ('mim', without(MIM, 'setuptools'), None, 'pkg_resources <82', "'setuptools<82'"),
+        ('mim', {**MIM, 'setuptools': '82.0.0'}, None, 'setuptools 82.0.0', "'setuptools<82'"),
+        ('configs', {'mmengine': '0.10.7'}, None, 'pkg_resources <82', "'setuptools<82'"),
         ('mim', without(MIM, 'model-index'), None, 'modelindex', 'pip install model-index'),
     ],
 )

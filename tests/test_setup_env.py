@@ -1,8 +1,10 @@
-"""The set-up's decisions: keys, the order of wheels, progress, and what a stamp saves."""
+"""The set-up's decisions: keys, who installs what, the order of wheels, and what a stamp saves."""
 
 import importlib.util
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,52 +16,53 @@ SPEC = importlib.util.spec_from_file_location('setup_env', ROOT / 'tools' / 'set
 setup_env = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(setup_env)
 
-
-@pytest.fixture
-def requirements(tmp_path):
-    folder = tmp_path / 'requirements'
-    folder.mkdir()
-    (folder / 'torch.txt').write_text('torch==2.5.1\ntorchvision==0.20.1\n')
-    (folder / 'more.txt').write_text('mmcv==2.1.0  # said why\nmmcv-not==9\n')
-    return folder
+TAG = f'cp{sys.version_info[0]}{sys.version_info[1]}'
 
 
-def test_the_key_follows_contents_and_names(requirements):
-    key = setup_env.environment_key(requirements)
-    (requirements / 'torch.txt').write_text('torch==2.5.1\ntorchvision==0.20.0\n')
-    changed = setup_env.environment_key(requirements)
-    (requirements / 'torch.txt').rename(requirements / 'torch2.txt')
-    assert len({key, changed, setup_env.environment_key(requirements)}) == 3
-
-
-def test_the_key_ignores_dates(requirements):
-    key = setup_env.environment_key(requirements)
-    os.utime(requirements / 'torch.txt', (1, 1))
-    assert setup_env.environment_key(requirements) == key
-
-
-def test_pinned_reads_the_line_of_that_package(requirements):
-    assert setup_env.pinned(requirements, 'mmcv') == '2.1.0'
-    with pytest.raises(setup_env.SetupError, match='no file in .* pins mmdet: add a line'):
-        setup_env.pinned(requirements, 'mmdet')
+def test_the_key_follows_contents_and_not_dates(tmp_path):
+    lock = tmp_path / 'default.txt'
+    lock.write_text('torch==2.14.1\n')
+    key = setup_env.key(TAG, lock)
+    os.utime(lock, (1, 1))
+    assert setup_env.key(TAG, lock) == key
+    lock.write_text('torch==2.14.0\n')
+    assert len({key, setup_env.key(TAG, lock), setup_env.key('cp27', lock)}) == 3
 
 
 @pytest.mark.parametrize(
-    ('environ', 'folder'),
+    ('environ', 'stack', 'folder'),
     [
-        ({'HOME': '/h'}, 'ROOT/.venv'),
-        ({'CI': '', 'HOME': '/h'}, 'ROOT/.venv'),
-        ({'CI': 'true', 'XDG_CACHE_HOME': '/c'}, '/c/mmorepa/env-KEY'),
+        ({}, 'default', r'ROOT/\.venv'),
+        ({'CI': ''}, 'compiled', r'ROOT/\.venv-compiled'),
+        ({'CI': 'true', 'XDG_CACHE_HOME': '/c'}, 'onedl', r'/c/mmorepa/env-onedl-\w{12}'),
     ],
 )
-def test_the_environment_outlives_the_checkout_in_ci(requirements, environ, folder):
-    root = requirements.parent
-    key = setup_env.environment_key(requirements)
-    wanted = folder.replace('ROOT', str(root)).replace('KEY', key)
-    assert setup_env.environment_folder(root, environ) == Path(wanted)
+def test_the_environment_outlives_the_checkout_in_ci(monkeypatch, environ, stack, folder):
+    monkeypatch.delenv('CI', raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    found = str(setup_env.Environment(stack).folder)
+    assert re.fullmatch(folder.replace('ROOT', str(ROOT)), found)
 
 
-TAG = f'cp{sys.version_info[0]}{sys.version_info[1]}'
+def test_where_prints_the_folder_and_makes_nothing(tmp_path):
+    command = [sys.executable, str(ROOT / 'tools' / 'setup_env.py'), '--where']
+    environ = {**os.environ, 'CI': '1', 'XDG_CACHE_HOME': str(tmp_path)}
+    said = subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
+    assert re.fullmatch(rf'{tmp_path}/mmorepa/env-default-\w+\n', said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('stack', setup_env.STACKS)
+def test_for_the_cpu_only_torch_changes_and_cuda_goes(stack):
+    lock = (ROOT / 'requirements' / f'{stack}.txt').read_text()
+    before = set(lock.splitlines())
+    after = set(setup_env.for_the_cpu(lock).splitlines())
+    added = {re.sub('==.*', '', line) for line in after - before}
+    gone = {re.split('[-=]', line)[0] for line in before - after}
+    assert added == {'torch', 'torchvision'}
+    assert all(line.endswith('+cpu') for line in after - before)
+    assert gone - {'cuda'} == {'torch', 'torchvision', 'nvidia', 'triton'}
 
 
 @pytest.mark.parametrize(
@@ -76,160 +79,173 @@ def test_wheels_are_looked_for_in_order_and_in_the_cache_last(environ, folders):
     assert [str(f) for f in found] == [*folders, f'/c/mmorepa/wheels/torch2.5.1-{TAG}']
 
 
-def test_only_wheels_that_fit_are_taken(tmp_path):
-    machine = platform.machine()
-    fits = f'mmcv-2.1.0-{TAG}-{TAG}-linux_{machine}.whl'
-    names = {
-        'b': [fits, f'mmcv-2.2.0-{TAG}-{TAG}-linux_{machine}.whl'],
-        'a': [fits, f'mmcv-2.1.0-cp27-cp27m-linux_{machine}.whl'],
-        'c': [f'mmcv-2.1.0-{TAG}-{TAG}-linux_z80.whl', f'mmcv_lite-2.1.0-{TAG}-none-any.whl'],
-    }
-    for folder, files in names.items():
-        (tmp_path / folder).mkdir()
-        for name in files:
-            (tmp_path / folder / name).touch()
-    folders = [tmp_path / name for name in ('b', 'missing', 'a', 'c')]
-    found = setup_env.find_wheels(folders, '2.1.0')
-    assert found == [tmp_path / 'b' / fits, tmp_path / 'a' / fits]
-
-
-@pytest.mark.parametrize(
-    ('output', 'step'),
-    [
-        ('', ''),
-        ('Collecting mmcv\n', ''),
-        (
-            '  [1/130] c++ -MMD -c nms.cpp\n  [12/130] c++ -c roi[3/4].cpp\n  warning: x\n',
-            '[12/130]',
-        ),
-        ('...cut in a line [7/130] c++\n', ''),
-    ],
-)
-def test_ninja_step_is_the_last_one(output, step):
-    assert setup_env.ninja_step(output) == step
-
-
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """An environment whose steps only note that they were taken."""
-    environment = setup_env.Environment(tmp_path / 'env')
-    environment.steps = []
+    """An environment of the default stack whose commands are only noted.
 
-    def make():
-        environment.steps.append('make')
-        environment.python.parent.mkdir(parents=True, exist_ok=True)
-        environment.python.touch()
+    Those with a text of ``fails`` in them fail.
+    """
+    monkeypatch.setattr(setup_env.shutil, 'which', lambda name: None)
+    monkeypatch.setattr(setup_env.platform, 'machine', lambda: 'x86_64')
+    environment = setup_env.Environment('default', tmp_path / 'env')
+    environment.commands = []
+    environment.fails = ['+cpu']
 
-    monkeypatch.setattr(environment, 'make', make)
-    monkeypatch.setattr(environment, 'install_project', lambda: environment.steps.append('project'))
-    monkeypatch.setattr(environment, 'check', lambda: environment.steps.append('check'))
-    monkeypatch.setattr(setup_env, 'check_python', lambda: None)
-    monkeypatch.setattr(setup_env, 'environment_key', lambda folder: 'e1')
-    monkeypatch.setattr(setup_env, 'project_key', lambda root: 'p1')
+    def run(title, command, environ=None, may_fail=False):
+        command = ' '.join(str(part) for part in command)
+        environment.commands.append(command)
+        environment.log.touch()
+        if '-m venv' in command:
+            for name in ('python', 'uv'):
+                (environment.folder / 'bin').mkdir(exist_ok=True)
+                (environment.folder / 'bin' / name).touch()
+        fails = any(part in command for part in environment.fails)
+        if fails and not may_fail:
+            raise setup_env.SetupError(title)
+        return not fails
+
+    monkeypatch.setattr(environment, 'run', run)
     return environment
 
 
-def steps_of(environment):
-    environment.steps.clear()
-    setup_env.set_up(environment)
-    return environment.steps
+def commands_of(environment):
+    environment.commands.clear()
+    environment.set_up()
+    return environment.commands
 
 
 def test_the_second_time_does_nothing(environment):
-    assert steps_of(environment) == ['make', 'project', 'check']
-    assert steps_of(environment) == []
+    assert any('-m venv' in command for command in commands_of(environment))
+    assert commands_of(environment) == []
 
 
-@pytest.mark.parametrize(
-    ('name', 'steps'),
-    [('environment_key', ['make', 'project', 'check']), ('project_key', ['project', 'check'])],
-)
-def test_a_change_redoes_what_hangs_on_it(environment, monkeypatch, name, steps):
-    setup_env.set_up(environment)
-    monkeypatch.setattr(setup_env, name, lambda folder: 'new')
-    assert steps_of(environment) == steps
-    assert steps_of(environment) == []
+def test_uv_installs_and_pip_only_where_uv_cannot(environment):
+    said = [c for c in commands_of(environment) if '-r ' in c]
+    assert len(said) == 1 and 'uv pip install --no-deps' in said[0]
+    environment.write_stamp({})
+    environment.fails.append('bin/uv')
+    said = [c for c in commands_of(environment) if '-r ' in c]
+    assert len(said) == 2 and '-m pip install --no-deps' in said[1]
 
 
-@pytest.mark.parametrize('step', ['make', 'install_project', 'check'])
-def test_a_stop_leaves_no_stamp_that_says_done(environment, monkeypatch, step):
-    def stop():
-        raise KeyboardInterrupt
+@pytest.mark.parametrize('there', [True, False])
+def test_the_cpu_build_of_torch_is_taken_where_there_is_one(environment, there):
+    environment.fails = [] if there else ['+cpu']
+    commands_of(environment)
+    lock = (environment.folder / 'requirements.txt').read_text()
+    assert ('torch==2.14.1+cpu\n' in lock) == there
+    assert ('nvidia-cublas' in lock) == (not there)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(environment, step, stop)
-        with pytest.raises(KeyboardInterrupt):
-            setup_env.set_up(environment)
-    assert 'check' in steps_of(environment)
+
+def test_with_a_driver_no_cpu_build_is_looked_for(environment, monkeypatch):
+    monkeypatch.setattr(setup_env.shutil, 'which', lambda name: f'/usr/bin/{name}')
+    assert not any('+cpu' in command for command in commands_of(environment))
+
+
+@pytest.mark.parametrize(('name', 'anew'), [('environment', True), ('project', False)])
+def test_a_change_redoes_what_hangs_on_it(environment, monkeypatch, name, anew):
+    environment.set_up()
+    wanted = {**environment.wanted(), name: 'new'}
+    monkeypatch.setattr(environment, 'wanted', lambda: wanted)
+    commands = commands_of(environment)
+    assert 'check_env.py' in commands[-1]
+    assert any('-m venv' in command for command in commands) == anew
+    assert commands_of(environment) == []
+
+
+@pytest.mark.parametrize('step', ['-m venv', '-r ', '-e ', 'mmorepa.ops', 'check_env.py'])
+def test_a_stop_leaves_no_stamp_that_says_done(environment, step):
+    environment.fails.append(step)
+    with pytest.raises(setup_env.SetupError):
+        environment.set_up()
+    environment.fails.remove(step)
+    assert 'check_env.py' in commands_of(environment)[-1]
 
 
 @pytest.mark.parametrize('damage', ['no python', 'no json'])
 def test_a_damaged_environment_is_made_anew(environment, damage):
-    setup_env.set_up(environment)
+    environment.set_up()
     if damage == 'no python':
         environment.python.unlink()
     else:
         (environment.folder / setup_env.STAMP).write_text('{"environment":')
-    assert steps_of(environment)[0] == 'make'
+    assert '-m venv' in commands_of(environment)[0]
 
 
-def test_another_checkout_has_another_project_key(tmp_path):
-    keys = set()
-    for name in ('one', 'two'):
-        for file in ('setup.py', 'pyproject.toml', 'mmorepa/version.py', 'mmorepa/environment.py'):
-            path = tmp_path / name / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        keys.add(setup_env.project_key(tmp_path / name))
-    assert len(keys) == 2
+def test_another_checkout_is_another_project(environment, tmp_path, monkeypatch):
+    before = environment.wanted()
+    other = tmp_path / 'checkout'
+    (other / 'mmorepa').mkdir(parents=True)
+    for name in ('setup.py', 'pyproject.toml', 'mmorepa/version.py', 'mmorepa/environment.py'):
+        shutil.copy(ROOT / name, other / name)
+    monkeypatch.setattr(setup_env, 'ROOT', other)
+    after = environment.wanted()
+    assert before['environment'] == after['environment'] and before['project'] != after['project']
 
 
 def test_a_folder_of_something_else_is_not_emptied(tmp_path):
     (tmp_path / 'thesis.tex').touch()
     with pytest.raises(setup_env.SetupError, match='is not a virtual environment: empty it'):
-        setup_env.Environment(tmp_path).clear()
+        setup_env.Environment('default', tmp_path).clear()
     assert (tmp_path / 'thesis.tex').exists()
 
 
 def test_a_failing_step_shows_the_end_of_what_it_said(tmp_path, capsys):
-    environment = setup_env.Environment(tmp_path)
+    environment = setup_env.Environment('default', tmp_path)
     code = 'print("first"); [print(i) for i in range(20)]; raise SystemExit("no such package")'
+    command = [sys.executable, '-c', code]
+    assert environment.run('trying', command, may_fail=True) is False
     with pytest.raises(setup_env.SetupError, match=r'trying failed \(exit code 1\)') as error:
-        environment.run('trying', [sys.executable, '-c', code])
+        environment.run('trying', command)
     said = capsys.readouterr().out
     assert '| no such package' in said and 'first' not in said
     assert str(environment.log) in str(error.value)
     assert 'first' in environment.log.read_text()
 
 
-@pytest.mark.parametrize(
-    ('patch', 'message'),
-    [
-        ({'PYTHON': (3, 99)}, r'^this is Python 3\.\d+\.\d+, and the pinned stack is for 3\.99: '),
-        ({}, r'lacks the module ensurepip: install it \(Debian: apt-get install python'),
-    ],
-)
-def test_a_python_that_will_not_do_gets_one_line(monkeypatch, patch, message):
-    monkeypatch.setattr(setup_env, 'PYTHON', patch.get('PYTHON', sys.version_info[:2]))
-    find = setup_env.importlib.util.find_spec
-    monkeypatch.setattr(
-        setup_env.importlib.util, 'find_spec', lambda name: name != 'ensurepip' and find(name)
-    )
+@pytest.mark.parametrize('stack', setup_env.STACKS)
+def test_a_python_that_will_not_do_gets_one_line(tmp_path, monkeypatch, stack):
+    monkeypatch.setattr(setup_env.sys, 'version_info', (3, 99, 0))
+    message = rf'^this is Python 3.*, and the stack {stack} is for 3\.1\d to 3\.1\d: install one'
     with pytest.raises(setup_env.SetupError, match=message) as error:
-        setup_env.check_python()
+        setup_env.Environment(stack, tmp_path / 'env').set_up()
     assert '\n' not in str(error.value)
+    assert not (tmp_path / 'env').exists()
 
 
-def test_no_compiler_gets_one_line(monkeypatch):
-    monkeypatch.setenv('CXX', 'no-such-compiler -O2')
-    with pytest.raises(setup_env.SetupError, match=r'no C\+\+ compiler .*MMOREPA_WHEELS$'):
-        setup_env.check_compiler()
+@pytest.fixture
+def compiled(environment, tmp_path, monkeypatch):
+    """An environment that wants a compiled mmcv, and two folders that may have one."""
+    environment.lock = ROOT / 'requirements' / 'compiled.txt'
+    environment.fails = []
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('MMOREPA_WHEELS', os.pathsep.join(f'{tmp_path}/{n}' for n in 'ba'))
+    machine = platform.machine()
+    names = {
+        'b': [f'mmcv-2.1.0-{TAG}-{TAG}-linux_{machine}.whl', 'mmcv_lite-2.1.0-py3-none-any.whl'],
+        'a': [f'mmcv-2.1.0-{TAG}-{TAG}-linux_{machine}.whl', f'mmcv-2.1.0-{TAG}-{TAG}-z80.whl'],
+    }
+    for folder, files in names.items():
+        (tmp_path / folder).mkdir()
+        for name in files:
+            (tmp_path / folder / name).touch()
+    environment.folder.mkdir()
+    return environment
 
 
-def test_where_prints_the_folder_and_makes_nothing(tmp_path):
-    command = [sys.executable, str(ROOT / 'tools' / 'setup_env.py'), '--where']
-    environ = {**os.environ, 'CI': '1', 'XDG_CACHE_HOME': str(tmp_path)}
-    said = subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
-    key = setup_env.environment_key(ROOT / 'requirements')
-    assert said == f'{tmp_path}/mmorepa/env-{key}\n'
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(('fails', 'tried'), [([], 'b'), (['/b/mmcv'], 'ba')])
+def test_a_wheel_that_fits_and_loads_is_taken(compiled, tmp_path, monkeypatch, fails, tried):
+    def install_wheel(wheel):
+        compiled.commands.append(wheel)
+        return not any(part in str(wheel) for part in fails)
+
+    monkeypatch.setattr(compiled, 'install_wheel', install_wheel)
+    compiled.install_compiled_mmcv()
+    name = f'mmcv-2.1.0-{TAG}-{TAG}-linux_{platform.machine()}.whl'
+    assert compiled.commands == [tmp_path / folder / name for folder in tried]
+
+
+def test_no_compiler_gets_one_line(compiled, monkeypatch):
+    monkeypatch.setenv('MMOREPA_WHEELS', '')
+    with pytest.raises(setup_env.SetupError, match=r'no C\+\+ compiler .*default stack$'):
+        compiled.install_compiled_mmcv()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from .foreign import foreign
 from .safe_globals import safe_globals
+from .schemes import fetched, url_of
 from .state_dict import one_line, unusable
 
 
@@ -32,7 +35,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
     values are finite is not asked.
 
     Args:
-        path (str | os.PathLike): A file, a URL, or anything MMEngine's file client reads.
+        path (str | os.PathLike): A file of ``torch.save`` or ``.safetensors``; a URL; a name such
+            as ``torchvision://resnet50``; or anything that MMEngine's file client reads.
 
     Returns:
         dict: With at least ``state_dict``, dense tensors whose keys have lost a ``module.`` in
@@ -73,7 +77,13 @@ def unpickle(path: str, map_location: Any = 'cpu') -> Any:
         UserError: If there is no such file, it is torn or damaged, it holds code, or ``torch.save``
             did not write it.
     """
-    content = _content(path)
+    content, path = _content(path)
+    if path.endswith('.safetensors'):
+        return _read_safetensors(content, path)
+    return _unpickle(content, path, map_location)
+
+
+def _unpickle(content: bytes, path: str, map_location: Any) -> Any:
     kind = foreign(content)
     if kind:
         raise UserError(f'{path} is not a whole PyTorch checkpoint but {kind}')
@@ -81,7 +91,9 @@ def unpickle(path: str, map_location: Any = 'cpu') -> Any:
         with safe_globals(), warnings.catch_warnings():
             # Of types in old files; whoever reads a file did not write it.
             warnings.simplefilter('ignore')
-            return torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+            # torch.load, also while that name stands for this function, see _weights_only.
+            load = torch.serialization.load
+            return load(io.BytesIO(content), map_location=map_location, weights_only=True)
     except Exception as error:  # torn or foreign bytes trip torch's reader in many ways
         refused = re.search(r'GLOBAL (\S+)|(getattr of \S+)', str(error))
         if refused:
@@ -97,18 +109,31 @@ def unpickle(path: str, map_location: Any = 'cpu') -> Any:
         raise UserError(f'{path} is not a whole PyTorch checkpoint ({reason})') from None
 
 
-def _content(path: str) -> bytes:
-    """All of a file or URL."""
-    # MMEngine's client for URLs can read, but not tell whether there is something.
-    is_url = path.startswith(('http://', 'https://'))
+def _read_safetensors(content: bytes, path: str) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError:
+        raise UserError(f'{path} wants the package safetensors: pip install safetensors') from None
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise UserError(f'{path} is not a whole safetensors file ({one_line(error)})') from None
+
+
+def _content(path: str) -> tuple[bytes, str]:
+    """All of a file, and the path where it was found in the end."""
+    url = url_of(path)
+    if url.startswith(('http://', 'https://')):
+        path = str(fetched(url))
     if os.path.isdir(path):
         raise UserError(f'{path} is a folder: wanted a checkpoint file')
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f'{path} is no regular file: wanted a checkpoint file')
     try:
-        if not is_url and not fileio.exists(path):
+        if not fileio.exists(path):
             raise UserError(f'no checkpoint at {one_line(path, 300)}: check the path')
-        return fileio.get(path)
+        return fileio.get(path), path
     except UserError:
         raise
     except KeyError:
@@ -160,21 +185,41 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
 def mmengine_loads_weights_only() -> Iterator[None]:
     """In the block MMEngine reads checkpoint files as :func:`unpickle` does: ``resume``, too.
 
-    So a file with code is refused on any torch, and what is torn or foreign gets one line. By
-    itself MMEngine leaves it to torch, which unpickles everything before version 2.6 and refuses
-    MMEngine's own checkpoints since. After the block MMEngine has the loader back that it had.
+    So a file with code is refused on any torch and by any MMEngine, from wherever it is fetched,
+    and what is torn or foreign gets one line. By itself MMEngine leaves it to torch, which
+    unpickles everything before version 2.6, and what comes from a URL since then, too; MMEngine
+    0.11 and the onedl fork have it unpickle everything. After the block MMEngine has the loaders
+    back that it had.
     """
-    before = CheckpointLoader._schemes['']
-    CheckpointLoader.register_scheme('', loader=load_from_local, force=True)
+    before = CheckpointLoader._schemes
+    CheckpointLoader._schemes = before.copy()
+    for prefix in before:
+        CheckpointLoader._schemes[prefix] = _weights_only(before[prefix])
+    CheckpointLoader._schemes[''] = load_from_local
     try:
         yield
     finally:
-        CheckpointLoader.register_scheme('', loader=before, force=True)
+        CheckpointLoader._schemes = before
 
 
 def load_from_local(filename: str, map_location: Any) -> Any:
     """MMEngine's function of this name, for weights alone; the name is in its log."""
     return unpickle(os.path.expanduser(filename), map_location or 'cpu')
+
+
+def _weights_only(loader: Callable) -> Callable:
+    """A loader of MMEngine's for which ``torch.load`` reads as :func:`unpickle` does."""
+
+    @functools.wraps(loader)
+    def load(filename, map_location=None, **options):
+        def torch_load(file, map_location=None, **_):
+            content = Path(file).read_bytes() if isinstance(file, (str, Path)) else file.read()
+            return _unpickle(content, filename, map_location or 'cpu')
+
+        with mock.patch.object(torch, 'load', torch_load):
+            return loader(filename, map_location=map_location, **options)
+
+    return load
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import functools
 import io
 import os
 import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -139,8 +141,8 @@ class TestAllowed:
                 first.join(60)
             return torch_load(*args, **kwargs)
 
-        monkeypatch.setattr(files, '_content', lambda path: content)
-        monkeypatch.setattr(torch, 'load', load)
+        monkeypatch.setattr(files, '_content', lambda path: (content, path))
+        monkeypatch.setattr(torch.serialization, 'load', load)
         first.start()
         first.join(60)
         second.join(60)
@@ -251,26 +253,68 @@ def test_the_hook_leaves_nothing_changed(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
-def test_code_is_refused_on_any_torch(tmp_path):
+@pytest.fixture
+def mmengine_unpickles_all(monkeypatch):
+    """As MMEngine 0.11 and the onedl fork have it: torch.load runs what a file says."""
+    load = torch.load
+
+    def unpickle_all(*args, **options):
+        return load(*args, **{**options, 'weights_only': False})
+
+    monkeypatch.setattr(torch, 'load', unpickle_all)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """The address of ``tmp_path``; what is fetched from it goes to a cache of the test's own."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path / 'cache'))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, 'log_message', lambda *_: None)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+@pytest.mark.usefixtures('mmengine_unpickles_all')
+def test_code_is_refused_on_any_torch_by_any_mmengine_on_every_route(tmp_path, served):
     """Without the block or the hook this torch, or an older one, may run it."""
     sgd = dict(type='SGD', lr=0.1)
     runner(tmp_path / 'a', sgd, epochs=1).train()
     path, ran = tmp_path / 'a' / 'epoch_1.pth', tmp_path / 'ran'
     torch.save({**load_checkpoint(path), 'x': Code(ran)}, path)
     block, nothing = mmengine_loads_weights_only, contextlib.nullcontext
-    for context, how in (
-        (block, dict(resume=True)),
-        (block, dict(load_from=str(path))),
-        (nothing, dict(resume=True, hooks=[HOOK])),
-        (nothing, dict(load_from=str(path), hooks=[HOOK])),
-    ):
-        with (
-            context(),
-            pytest.raises(UserError, match='epoch_1.pth is not loaded: it holds more than') as info,
-        ):
-            runner(tmp_path / 'a', sgd, epochs=2, **how).train()
-        assert '\n' not in str(info.value)
-    assert not ran.exists()
+    url = f'{served}/a/epoch_1.pth'
+    routes = (
+        dict(resume=True),
+        dict(resume=True, load_from=str(path)),
+        dict(load_from=str(path)),
+        dict(resume=True, load_from=url),
+        dict(load_from=url),
+    )
+    for context, hooks in ((block, []), (nothing, [HOOK])):
+        for route in routes:
+            with (
+                context(),
+                pytest.raises(UserError, match='epoch_1.pth is not loaded: it holds more') as info,
+            ):
+                runner(tmp_path / 'a', sgd, epochs=2, hooks=hooks, **route).train()
+            assert '\n' not in str(info.value)
+            assert not ran.exists()
+    # The file is one that would have run.
+    runner(tmp_path / 'a', sgd, epochs=1, load_from=url).train()
+    assert ran.exists()
+
+
+@pytest.mark.usefixtures('mmengine_unpickles_all')
+def test_it_resumes_from_a_url(tmp_path, served):
+    sgd = dict(type='SGD', lr=0.1)
+    runner(tmp_path / 'a', sgd, epochs=1).train()
+    url = f'{served}/a/epoch_1.pth'
+    resumed = runner(tmp_path / 'b', sgd, epochs=2, hooks=[HOOK], resume=True, load_from=url)
+    resumed.train()
+    assert resumed.epoch == 2
 
 
 def test_mmengine_has_its_own_loader_back(tmp_path):

@@ -245,7 +245,7 @@ class AbsorbedNorm(nn.Identity):
     @property
     def weight(self) -> Tensor:
         """Ones, (O,)."""
-        return next(self._block[0].parameters()).detach().new_ones(self.num_features)
+        return next(self.block.parameters()).detach().new_ones(self.num_features)
 
     @property
     def bias(self) -> Tensor:
@@ -255,12 +255,17 @@ class AbsorbedNorm(nn.Identity):
     running_var, running_mean = weight, bias
 
     def _load_from_state_dict(self, state_dict, prefix: str, *args) -> None:
-        block = self._block[0]
+        block = self.block
         if isinstance(block, NormedConv2d) and block._loaded:
             names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
             tensors = {name: state_dict.pop(f'{prefix}{name}') for name in names}
             block.take_loaded(self, tensors, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def block(self) -> NormedConv2d:
+        """The block that has taken the BatchNorm in."""
+        return self._block[0]
 
     def restored(self) -> _BatchNorm:
         """A fresh BatchNorm of the kind that was here."""

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from ...convs.blocks.branch_kernels import BranchGram, branch_sums, measure
-from ...engine.networks import load_network
 from ...errors import UserError
 from ..drawing import (
     COLOURS,
@@ -22,6 +21,7 @@ from ..drawing import (
     new_figure,
     spread_out,
 )
+from ..network import load_network
 from ..scaffold import Column, Report, format_number, mean_of, short
 
 #: Layers whose matrices are drawn.
@@ -223,7 +223,7 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None) -> BranchRep
 
     Raises:
         UserError: If no block has branches with names, or see
-            :func:`mmorepa.engine.networks.load_network`.
+            :func:`mmorepa.lab.network.load_network`.
     """
     network = load_network(cfg, checkpoint)
     sums = branch_sums(network.model)

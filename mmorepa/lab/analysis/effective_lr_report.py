@@ -18,9 +18,10 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 
-from ...engine.networks import load_data, load_network
+from ...engine.data import build_loader
 from ...errors import UserError
 from ..drawing import COLOURS, GREY, grid, legend_below, logarithmic, new_figure, rows_down
+from ..network import load_network
 from ..scaffold import Column, Report, write_text
 from .effective_lr import NUMBERS, Layer, blocks_of, measure
 
@@ -230,7 +231,7 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int
         raise UserError('the config has no train_dataloader or no optim_wrapper: wanted both')
     network = load_network(cfg, checkpoint)
     blocks_of(network.model)
-    loader = load_data(cfg, 'train_dataloader')
+    loader = build_loader(cfg, 'train_dataloader')
     count = min(batches, len(loader))
     progress = track(
         islice(loader, count),

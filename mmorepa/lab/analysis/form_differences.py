@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...checkpoints.probing import compare_forms
+from ...checkpoints.comparing import compare_forms
 from ...convs import Agreement, switch_to_deploy
 from ...convs.blocks.branch_kernels import named_blocks
 from ...convs.convert.squeezing import foldable_norms

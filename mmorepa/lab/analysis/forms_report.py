@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ...checkpoints.comparing import probe_image
 from ...checkpoints.forms import form_of
-from ...checkpoints.probing import probe_image
 from ...convs import Agreement
 from ...convs.convert.squeezing import TOLERANCE
-from ...engine.networks import load_data, load_network
+from ...engine.data import build_loader
 from ...errors import UserError
 from ..drawing import COLOURS, grid, legend_above, new_figure, rows_down
+from ..network import load_network
 from ..scaffold import Column, Report, short
 from .form_differences import Difference, Layer, compare_layers
 
@@ -188,7 +189,7 @@ def study(
 
     Raises:
         UserError: If the network is in deploy form, the data is not there, or see
-            :func:`mmorepa.engine.networks.load_network`.
+            :func:`mmorepa.lab.network.load_network`.
     """
     network = load_network(cfg, checkpoint, training_form=False)
     model = network.model
@@ -208,7 +209,7 @@ def study(
 
 def first_batch(cfg: Config, model: nn.Module) -> Tensor:
     """The first batch of the test data as the network gets it, (N, 3, H, W)."""
-    batch = next(iter(load_data(cfg, 'test_dataloader')))
+    batch = next(iter(build_loader(cfg, 'test_dataloader')))
     data = model.data_preprocessor(batch, False)
     images = data['inputs'] if isinstance(data, Mapping) else data[0]
     return images.to(next(model.parameters()).device)

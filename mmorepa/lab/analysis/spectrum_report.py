@@ -11,9 +11,9 @@ from mmengine.config import Config
 
 from ...convs.blocks.branch_kernels import branch_sums, measure
 from ...convs.orepa.branches import Prior
-from ...engine.networks import load_network
 from ...errors import UserError
 from ..drawing import COLOURS, draw_matrix, layers_along, legend_above, new_figure, spread_out
+from ..network import load_network
 from ..scaffold import Column, Report, mean_of, short
 from .spectrum import (
     Filter,
@@ -137,7 +137,7 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None) -> SpectrumR
 
     Raises:
         UserError: If no block has a frequency prior, or see
-            :func:`mmorepa.engine.networks.load_network`.
+            :func:`mmorepa.lab.network.load_network`.
     """
     network = load_network(cfg, checkpoint)
     spectra = measure_spectra(network.model)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ...convs import OREPAConv2d
 from ...convs.orepa.block import DeepLinearStem
-from ...engine.networks import Network, load_network
 from ...errors import UserError
 from ..drawing import COLOURS, GREY, draw_matrix, grid, legend_above, new_figure
+from ..network import Network, load_network
 from ..scaffold import Column, Report
 from .kernel_statistics import REACH, Statistics, bin_centres, statistics
 
@@ -176,7 +176,7 @@ def study(
 
     Raises:
         UserError: If there is no deep linear stem, the plain network has no plain convolution of
-            that name and shape, or see :func:`mmorepa.engine.networks.load_network`.
+            that name and shape, or see :func:`mmorepa.lab.network.load_network`.
     """
     network = load_network(cfg, checkpoint)
     name, stem = find_stem(network)

@@ -9,7 +9,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
 from mmorepa.datasets.digits import write_imagenet
 from mmorepa.lab.analysis import branches_report as branches

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import mmorepa.det
 import mmorepa.seg  # noqa: F401
 from mmorepa import OREPAConv2d, squeeze, switch_to_deploy
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs.rows import as_kernel
 from mmorepa.datasets.digits import write_imagenet
 from mmorepa.errors import UserError
