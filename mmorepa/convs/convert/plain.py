@@ -21,7 +21,7 @@ def imitating(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, R
     """
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, ReparamConv2d) and module.is_plain_in(state_dict, _dotted(name))
     }
 
@@ -29,7 +29,7 @@ def imitating(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, R
 def known_names(model: nn.Module) -> set[str]:
     """All names in a state dict that mean something to a model, its own and plain ones."""
     names = set(model.state_dict())
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ReparamConv2d):
             names |= {f'{_dotted(name)}weight', f'{_dotted(name)}bias'}
         elif isinstance(module, AbsorbedNorm):
@@ -66,8 +66,9 @@ def _wanted(module: nn.Module, state_dict, prefix: str) -> Iterator[tuple[str, T
     for name, tensor in module.state_dict().items():
         if not name.startswith(children):
             yield f'{prefix}{name}', tensor
-    for name, child in module.named_children():
-        yield from _wanted(child, state_dict, f'{prefix}{name}.')
+    for name, child in module._modules.items():  # also those that have several names
+        if child is not None:
+            yield from _wanted(child, state_dict, f'{prefix}{name}.')
 
 
 def refuse_folded(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -80,7 +81,7 @@ def refuse_folded(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: If it has a bias, or no BatchNorm, where the plain network has it the other way.
     """
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         prefix = _dotted(name)
         if isinstance(module, AbsorbedNorm):
             if module.block in imitating(model, state_dict).values():
@@ -106,7 +107,7 @@ def plain_reference(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Mo
         bias = state_dict.get(f'{name}.bias')
         conv = block.plain(weight, bias)
         _replace(copied, name, conv)
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, AbsorbedNorm) and isinstance(module.block, NormedConv2d):
             if module.block in found.values():
                 sample = next(module.block.parameters())
