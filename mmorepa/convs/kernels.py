@@ -52,8 +52,8 @@ def frequency_prior(out_channels: int, kernel_size: int) -> Tensor:
         F[o, h, w] = cos(pi (w + 1/2) (o + 1 - O/2) / k)        otherwise
 
     Args:
-        out_channels (int): O.
-        kernel_size (int): k.
+        out_channels (int): The number of output channels, O.
+        kernel_size (int): The kernel size, k.
 
     Returns:
         Tensor: (O, 1, k, k), a depthwise kernel in float64.
@@ -73,8 +73,8 @@ def grouped_identity(channels: int, in_channels: int, groups: int) -> Tensor:
 
     Args:
         channels (int): M, a multiple of ``in_channels``.
-        in_channels (int): I.
-        groups (int): g.
+        in_channels (int): The number of input channels, I.
+        groups (int): The number of groups, g.
 
     Returns:
         Tensor: (M, I/g, 1, 1) with ``E[t, t mod I/g] = 1``.
@@ -91,7 +91,7 @@ def compose_pointwise(pointwise: Tensor, kernel: Tensor, groups: int) -> Tensor:
     Args:
         pointwise (Tensor): (M, I/g, 1, 1), applied first.
         kernel (Tensor): (O, M/g, k, k), applied to its output.
-        groups (int): g.
+        groups (int): The number of groups, g.
 
     Returns:
         Tensor: (O, I/g, k, k).
@@ -111,7 +111,7 @@ def compose_last_pointwise(kernel: Tensor, pointwise: Tensor, groups: int) -> Te
     Args:
         kernel (Tensor): (M, I/g, k, k), applied first.
         pointwise (Tensor): (O, M/g, 1, 1), applied to its output.
-        groups (int): g.
+        groups (int): The number of groups, g.
 
     Returns:
         Tensor: (O, I/g, k, k).
@@ -134,7 +134,7 @@ def compose_chain(kernels: list[Tensor], groups: int = 1) -> Tensor:
 
     Args:
         kernels (list[Tensor]): The first (O, I/g, 3, 3), the others (O, O/g, 3, 3).
-        groups (int): g.
+        groups (int): The number of groups, g.
 
     Returns:
         Tensor: (O, I/g, k, k) with k = 2 * len(kernels) + 1.
@@ -160,7 +160,7 @@ def solve_chain(kernels: list[Tensor], target: Tensor, groups: int = 1) -> Tenso
     Args:
         kernels (list[Tensor]): All but the last, as in :func:`compose_chain`.
         target (Tensor): (O, I/g, k, k) with k = 2 * len(kernels) + 3.
-        groups (int): g.
+        groups (int): The number of groups, g.
 
     Returns:
         Tensor: (O, O/g, 3, 3).
