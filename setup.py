@@ -62,8 +62,11 @@ def extras():
         'timm>=1.0',
     ]
     parts['docs'] = ['mkdocs>=1.6', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26']
+    # What tools/analyze.py, benchmark.py and compare.py draw and print with.
+    parts['lab'] = [*parts['pretrain'], 'matplotlib>=3.7', 'rich>=13']
     # mim stays out of it: a dependency of openmim pins a setuptools too old for torch.
-    parts['all'] = sorted({*parts['pretrain'], *parts['det'], *parts['seg'], *parts['export']})
+    together = ('pretrain', 'det', 'seg', 'export', 'lab')
+    parts['all'] = sorted({need for part in together for need in parts[part]})
     return parts
 
 
@@ -81,7 +84,10 @@ setup(
     packages=find_packages(include=['mmorepa', 'mmorepa.*']),
     # The links in .mim are followed, so that a wheel holds the files themselves.
     package_data={'mmorepa': ['.mim/*', '.mim/**/*']},
-    exclude_package_data={'': ['*.pyc'], 'mmorepa': ['.mim/tools/setup_env.py']},
+    exclude_package_data={
+        '': ['*.pyc'],
+        'mmorepa': ['.mim/tools/setup_env.py', '.mim/tools/targets.py'],
+    },
     include_package_data=False,
     zip_safe=False,
     cmdclass={'editable_wheel': EditableWheel},

@@ -17,8 +17,9 @@ from mmengine.config import Config, config, utils
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mmorepa.checkpoints.conversion import build_model, count_blocks, count_parameters
+from mmorepa.checkpoints.conversion import count_blocks, count_parameters
 from mmorepa.checkpoints.files import written_whole
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -34,10 +35,10 @@ FOLDERS = {
 HEAD = """\
 # Parameters
 
-Written by `python docs/parameters.py`, which builds the model of every config; the numbers are of
-whole models, heads included. *Squeezed* is the training form with a plain convolution in place of
-every block, and has the size of the plain network; in *deploy* form BatchNorms are folded as well.
-*Blocks* are the re-parameterised convolutions.
+The number of parameters of every config's model, heads included, in its three forms. *Training* is
+the model that the config builds. In the *squeezed* form each block is one plain convolution, so it
+has the size of the plain network. In the *deploy* form the BatchNorms are folded too. *Blocks* is
+the number of re-parameterised convolutions. `python docs/parameters.py` writes this page.
 """
 
 

@@ -40,13 +40,25 @@ def arrow(ax, start, end):
     ax.annotate('', end, start, arrowprops=dict(arrowstyle='-|>', color='#444444', linewidth=0.9))
 
 
+def legend(ax, x, y, colour, text):
+    """A colour and what it stands for."""
+    box(ax, x, y, 0.5, 0.3, '', colour)
+    ax.text(x + 0.7, y + 0.15, text, va='center', fontsize=9)
+
+
 def main():
     """Draw and save the picture."""
     figure, ax = plt.subplots(figsize=(11, 5.2))
     ax.set(xlim=(-0.1, 15.3), ylim=(-0.3, 6.9))
     ax.axis('off')
 
-    ax.text(0, 6.6, 'Training: branches are kernels, not feature maps', fontsize=11, weight='bold')
+    ax.text(
+        0,
+        6.6,
+        'Training: the branches are added up as kernels, not as feature maps',
+        fontsize=11,
+        weight='bold',
+    )
     for i, (name, what) in enumerate(BRANCHES):
         y = 5.5 - 0.75 * i
         box(ax, 0, y, 3.6, 0.52, what, KERNEL)
@@ -65,18 +77,29 @@ def main():
     arrow(ax, (13.92, 3.88), (14.18, 3.88))
     ax.text(6.6, 5.2, 'squeeze()', fontsize=10, family='monospace')
     ax.text(6.6, 4.85, 'anew in every step, small tensors only', fontsize=8, color='#555555')
+    text = 'O output channels, I input channels, g groups'
+    ax.text(6.6, 3.1, text, fontsize=8, color='#555555')
+    legend(ax, 10.3, 5.75, KERNEL, 'kernels (weights)')
+    legend(ax, 10.3, 5.25, MAP, 'layers that run over the feature map')
 
-    ax.text(0, 0.95, 'Deployment', fontsize=11, weight='bold')
+    ax.text(0, 0.95, 'After training: one of these two', fontsize=11, weight='bold')
     box(ax, 0, 0.1, 4.6, 0.56, 'nn.Conv2d, the same kernel', MAP)
     box(ax, 4.9, 0.1, 1.4, 0.56, 'BatchNorm', MAP)
     box(ax, 6.6, 0.1, 0.8, 0.56, 'ReLU', MAP)
     arrow(ax, (4.62, 0.38), (4.88, 0.38))
     arrow(ax, (6.32, 0.38), (6.58, 0.38))
-    ax.text(3.6, -0.12, 'squeezed: the plain network', ha='center', va='top', fontsize=8)
+    ax.text(3.6, -0.12, 'squeezed form: the plain network', ha='center', va='top', fontsize=8)
     box(ax, 8.6, 0.1, 3.9, 0.56, 'nn.Conv2d with bias', MAP)
     box(ax, 12.8, 0.1, 0.8, 0.56, 'ReLU', MAP)
     arrow(ax, (12.52, 0.38), (12.78, 0.38))
-    ax.text(11.1, -0.12, 'deploy form: BatchNorm folded', ha='center', va='top', fontsize=8)
+    ax.text(
+        11.1,
+        -0.12,
+        'deploy form: BatchNorm folded into the convolution',
+        ha='center',
+        va='top',
+        fontsize=8,
+    )
 
     figure.savefig(Path(__file__).with_suffix('.png'), dpi=150, bbox_inches='tight')
 

@@ -31,6 +31,14 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for the ``type`` of an argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{text} is too few, wanted at least 1')
+    return number
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``, as OpenMMLab's own tools have it."""
     from mmengine.config import DictAction

@@ -9,7 +9,7 @@ import torch  # noqa: E402
 from mmengine.config import config as mmengine_config  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 
-from mmorepa.checkpoints.conversion import build_model  # noqa: E402
+from mmorepa.checkpoints.models import build_model  # noqa: E402
 from mmorepa.engine.run import load_config  # noqa: E402
 from support import CONFIG, make_trained_like  # noqa: E402
 

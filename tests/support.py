@@ -8,7 +8,6 @@ from unittest import mock
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmorepa.convs import ReparamConv2d
 
@@ -66,22 +65,3 @@ def kernel_and_gradients(conv, gradient: torch.Tensor):
 def by_the_formula() -> AbstractContextManager:
     """Let blocks sum up their branches' kernels as the paper states it, in the context."""
     return mock.patch('mmorepa.convs.orepa.fast.is_fast', lambda block: False)
-
-
-def count_operations(function) -> int:
-    """How many operations ``function`` hands to the device; views are left out.
-
-    Making room counts, though no kernel is launched for it.
-    """
-
-    class Counting(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            is_view = func.is_view or func.overloadpacket is torch.ops.aten._unsafe_view
-            self.count += not is_view
-            return func(*args, **(kwargs or {}))
-
-    with Counting() as counting:
-        function()
-    return counting.count

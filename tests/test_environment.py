@@ -241,6 +241,13 @@ def test_a_copy_without_metadata_serves(tmp_path):
     assert require(site, 'det') == ''
 
 
+def test_operators_in_the_place_of_compiled_ones_serve(tmp_path):
+    site = make_site(tmp_path, {**without(DET, 'mmcv'), 'mmcv': '2.1.0'})
+    assert 'mmcv._ext that loads' in require(site, 'det')
+    (site / 'mmcv' / '_ext.py').touch()
+    assert require(site, 'det') == ''
+
+
 def test_this_environment_loads_its_operators():
     pytest.importorskip('mmcv._ext')
     assert environment.ops_problem() == ''

@@ -1,6 +1,7 @@
 """Imports go down the layers only: a folder knows those before it in the table, and no others."""
 
 import ast
+import runpy
 import sys
 from pathlib import Path
 
@@ -86,6 +87,12 @@ def test_every_part_has_a_layer():
     assert found == {part for row in LAYERS for part in row}
 
 
+def test_the_picture_shows_the_table():
+    drawn = runpy.run_path(str(ROOT / 'docs/layers.py'))['LAYERS']
+    rows = [sorted(', '.join(layer).split(', ')) for layer in drawn]
+    assert rows == [sorted(row) for row in LAYERS if row != ['__init__']]
+
+
 @pytest.mark.parametrize('folder', ['', *WITHIN])
 def test_imports_go_down(folder):
     assert list(upward(WITHIN[folder] if folder else LAYERS, folder)) == []
@@ -109,7 +116,7 @@ def test_a_layer_needs_no_other_library(folder):
     [
         ('from ..engine import run', True),
         ('from mmorepa.lab import report', True),
-        ('def f():\n    from ..backbones.repvgg import RepVGG', True),
+        ('def f():\n    from ..backbones.repvgg_network import RepVGG', True),
         ('from ..convs import kernels', False),
         ('import torch', False),
     ],
@@ -118,7 +125,7 @@ def test_the_rule_sees(line, wrong, tmp_path, monkeypatch):
     package = tmp_path / 'mmorepa'
     for name in ('checkpoints', 'engine', 'lab', 'backbones', 'convs'):
         (package / name).mkdir(parents=True)
-        for module in ('__init__', 'run', 'report', 'repvgg', 'kernels'):
+        for module in ('__init__', 'run', 'report', 'repvgg_network', 'kernels'):
             (package / name / f'{module}.py').touch()
     (package / 'checkpoints/files.py').write_text(line)
     monkeypatch.setattr(sys.modules[__name__], 'PACKAGE', package)

@@ -95,9 +95,9 @@ def test_the_package_is_found(install, finder):
 def test_configs_tools_and_index_are_there(install):
     for name in ('configs', 'tools'):
         there = files_below(f'{install.package}/.mim/{name}/')
-        # Only a checkout has an environment to set up.
+        # Only a checkout has an environment to set up, and targets.
         assert there == files_below(install.source / name) - (
-            set() if install.form == 'editable' else {'setup_env.py'}
+            set() if install.form == 'editable' else {'setup_env.py', 'targets.py'}
         )
     index = (install.package / '.mim' / 'model-index.yml').read_text()
     assert index == (ROOT / 'model-index.yml').read_text()
@@ -127,7 +127,7 @@ def test_nothing_of_openmmlab_comes_unasked(install):
     (found,) = importlib.metadata.distributions(name='mmorepa', path=[str(install.site)])
     needs = [need for need in found.requires if 'extra ==' not in need]
     assert needs == ['torch>=2.5']
-    extras = {'pretrain', 'det', 'seg', 'mim', 'export', 'docs', 'tests', 'all'}
+    extras = {'pretrain', 'det', 'seg', 'mim', 'export', 'lab', 'docs', 'tests', 'all'}
     assert set(found.metadata.get_all('Provides-Extra')) == extras
     det = [need for need in found.requires if re.search('extra == .det.', need)]
     assert sorted(re.match('[a-z]+', need)[0] for need in det) == ['mmdet', 'mmengine']

@@ -53,7 +53,7 @@ def add_effective_lr(commands) -> None:
         checkpoint=f'a checkpoint of that config in training form {FRESH}',
     )
     parser.add_argument(
-        '--batches', type=positive, default=4, metavar='N', help='how many to run (default: 4)'
+        '--batches', type=cli.positive, default=4, metavar='N', help='how many to run (default: 4)'
     )
     parser.add_argument(
         '--write',
@@ -133,7 +133,7 @@ def add_diff(commands) -> None:
     )
     parser.add_argument(
         '--probe-size',
-        type=positive,
+        type=cli.positive,
         default=224,
         metavar='PIXELS',
         help='side of the random image, as in convert.py (default: 224)',
@@ -151,108 +151,90 @@ def add_budget(commands) -> None:
         'tools/benchmark.py --preset paper. Prints Markdown tables; writes budget.json, '
         'benchmark.md, bars.png and split.png.',
     )
-    parser.add_argument('--batch', type=positive, default=8, metavar='N', help='(default: 8)')
+    parser.add_argument('--batch', type=cli.positive, default=8, metavar='N', help='(default: 8)')
     parser.add_argument(
         '--size',
-        type=positive,
+        type=cli.positive,
         default=224,
         metavar='PIXELS',
         help='height and width (default: 224)',
     )
-    parser.add_argument('--repeats', type=positive, default=10, metavar='N', help='(default: 10)')
+    parser.add_argument(
+        '--repeats', type=cli.positive, default=10, metavar='N', help='(default: 10)'
+    )
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{text} is too few, wanted at least 1')
-    return number
-
-
 def effective_lr(args: argparse.Namespace) -> None:
-    from mmorepa.lab.analysis import effective_lr_report as reports
+    from mmorepa.lab.analysis import effective_lr_report as lr
 
     cfg, out = load(args)
     if args.write:
-        reports.check_target(cfg, args.write, args.force)
-    report = reports.study(cfg, args.checkpoint, args.batches)
-    present(reports, report, out / 'effective_lr')
+        lr.check_target(cfg, args.write, args.force)
+    report = lr.study(cfg, args.checkpoint, args.batches)
+    present(report, out / 'effective_lr')
     if args.write:
-        reports.write_config(report, cfg, args.write, args.like)
+        lr.write_config(report, cfg, args.write, args.like)
         print(f'wrote {args.write}')
 
 
 def branches(args: argparse.Namespace) -> None:
-    from mmorepa.lab.analysis import branches_report as reports
+    from mmorepa.lab.analysis.branches_report import study
 
     cfg, out = load(args)
-    present(reports, reports.study(cfg, args.checkpoint), out / 'branches')
+    present(study(cfg, args.checkpoint), out / 'branches')
 
 
 def spectrum(args: argparse.Namespace) -> None:
-    from mmorepa.lab.analysis import spectrum_report as reports
+    from mmorepa.lab.analysis.spectrum_report import study
 
     cfg, out = load(args)
-    present(reports, reports.study(cfg, args.checkpoint), out / 'spectrum')
+    present(study(cfg, args.checkpoint), out / 'spectrum')
 
 
 def norms(args: argparse.Namespace) -> None:
     from mmorepa.engine.run import load_config
     from mmorepa.errors import UserError
-    from mmorepa.lab.analysis import stem_report as reports
+    from mmorepa.lab.analysis.stem_report import study
 
     cfg, out = load(args)
     plain = args.plain or [None]
     if len(plain) > 2:
         raise UserError(f'--plain has {len(plain)} values: wanted CONFIG and perhaps CHECKPOINT')
     plain[0] = plain[0] and load_config(plain[0])
-    present(reports, reports.study(cfg, args.checkpoint, *plain), out / 'norms')
+    present(study(cfg, args.checkpoint, *plain), out / 'norms')
 
 
 def diff(args: argparse.Namespace) -> None:
-    from mmorepa.lab.analysis import forms_report as reports
+    from mmorepa.lab.analysis.forms_report import study
 
     cfg, out = load(args)
-    report = reports.study(cfg, args.checkpoint, args.data, args.probe_size)
-    present(reports, report, out / 'diff')
+    present(study(cfg, args.checkpoint, args.data, args.probe_size), out / 'diff')
 
 
 def budget(args: argparse.Namespace) -> None:
-    from mmorepa.lab.analysis import budget as reports
+    from mmorepa.lab.analysis.budget import run
 
     cfg, out = load(args)
     command = shlex.join(['python', *sys.argv])
     options = dict(batch=args.batch, size=args.size, repeats=args.repeats, device=args.device)
-    print(reports.run(cfg, out, command=command, **options))
+    print(run(cfg, out, command=command, **options))
 
 
 def load(args: argparse.Namespace):
     """The config, and the folder for results."""
     from mmorepa.engine.run import load_config
-    from mmorepa.lab.report import check_folder
+    from mmorepa.lab.scaffold import check_folder
 
     cfg = load_config(args.config, args.out, args.cfg_options)
     return cfg, check_folder(cfg.work_dir)
 
 
-def present(reports, report, path: Path) -> None:
-    """Print a report and write it.
-
-    Args:
-        reports: The module that it is of.
-        report: What its functions take.
-        path (Path): Of the files, without an ending.
-    """
-    from rich.console import Console
-
-    # A pipe or a file has no width: there a row stays one line.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(reports.table(report))
-    for line in reports.summary(report):
-        print(line)
-    reports.write_json(report, path.with_suffix('.json'))
-    reports.write_plot(report, path.with_suffix('.png'))
+def present(report, path: Path) -> None:
+    """Print a report, and write its numbers and its picture: a path without an ending."""
+    report.show()
+    report.write_json(path.with_suffix('.json'))
+    report.write_picture(path.with_suffix('.png'))
     print(f'wrote {path}.json and {path}.png')
 
 

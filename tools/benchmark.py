@@ -2,12 +2,18 @@
 """What training and inference cost: python tools/benchmark.py none DBB OREPA --out DIR."""
 
 import argparse
+import runpy
 import shlex
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from mmorepa import cli
+
+#: The project's own targets, which a checkout has and an installed package has not.
+TARGETS = Path(__file__).with_name('targets.py')
+PRESETS = [*['targets'] * TARGETS.is_file(), 'paper', 'roofline']
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,11 +34,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--preset',
-        choices=['targets', 'paper', 'roofline'],
-        help="targets: all that the project's targets need; paper: what each component costs "
-        'offline and online; roofline: what a step would cost on a V100, A100 and H100, computed '
-        'from counted operations and checked against the paper (batch 64, --processes 4; with '
-        '--released against all its columns). Each chooses its own subjects',
+        choices=PRESETS,
+        help="targets: all that the project's targets need, in a checkout; paper: what each "
+        'component costs offline and online; roofline: what a step would cost on a V100, A100 and '
+        'H100, computed from counted operations and checked against the paper (batch 64, '
+        '--processes 4; with --released against all its columns). Each chooses its own subjects',
     )
     what = parser.add_argument_group('what is measured')
     what.add_argument(
@@ -41,9 +47,13 @@ def parse_args() -> argparse.Namespace:
         metavar='NAME',
         help='resnet18, resnet50, resnext50, repvgg-a0, ... (default: resnet18)',
     )
-    what.add_argument('--batch', nargs='+', type=positive, metavar='N', help='(default: 8)')
+    what.add_argument('--batch', nargs='+', type=cli.positive, metavar='N', help='(default: 8)')
     what.add_argument(
-        '--size', nargs='+', type=positive, metavar='PIXELS', help='height and width (default: 224)'
+        '--size',
+        nargs='+',
+        type=cli.positive,
+        metavar='PIXELS',
+        help='height and width (default: 224)',
     )
     what.add_argument(
         '--width', nargs='+', type=float, metavar='FACTOR', help='on all channels (default: 1)'
@@ -58,14 +68,14 @@ def parse_args() -> argparse.Namespace:
     )
     what.add_argument(
         '--accumulate',
-        type=positive,
+        type=cli.positive,
         default=1,
         metavar='N',
         help='a step is N micro-batches of forward and backward, then one update (default: 1)',
     )
     what.add_argument(
         '--processes',
-        type=positive,
+        type=cli.positive,
         metavar='N',
         help='train with DDP in N processes on this machine, over gloo with one thread each, or '
         'over NCCL with a GPU each; bytes that are sent are counted (default: 1)',
@@ -79,7 +89,7 @@ def parse_args() -> argparse.Namespace:
     what.add_argument(
         '--kernels',
         nargs='+',
-        type=positive,
+        type=cli.positive,
         metavar='CHANNELS',
         help='measure generating 3x3 and 1x1 kernels of so many channels as well',
     )
@@ -88,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     )
     how = parser.add_argument_group('how it is measured')
     how.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
-    how.add_argument('--threads', type=positive, metavar='N', help='of the CPU')
+    how.add_argument('--threads', type=cli.positive, metavar='N', help='of the CPU')
     how.add_argument('--amp', action='store_true', help='float16 on a GPU, bfloat16 on a CPU')
     how.add_argument('--channels-last', action='store_true', help='memory format')
     how.add_argument('--compile', action='store_true', help='torch.compile')
@@ -98,13 +108,13 @@ def parse_args() -> argparse.Namespace:
         default='default',
         help='implementation of SGD (default: the one torch chooses)',
     )
-    how.add_argument('--repeats', type=positive, default=10, metavar='N', help='(default: 10)')
+    how.add_argument('--repeats', type=cli.positive, default=10, metavar='N', help='(default: 10)')
     how.add_argument(
         '--warm-up', type=int, default=3, metavar='N', help='repeats before (default: 3)'
     )
     how.add_argument(
         '--steps',
-        type=positive,
+        type=cli.positive,
         metavar='N',
         help='steps timed together in a repeat (default: 1 on a CPU, 4 on a GPU)',
     )
@@ -124,11 +134,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{text} is too few, wanted at least 1')
-    return number
+def load_targets() -> SimpleNamespace | None:
+    """The project's targets; None where there are none."""
+    return SimpleNamespace(**runpy.run_path(str(TARGETS))) if TARGETS.is_file() else None
 
 
 def main() -> None:
@@ -138,7 +146,11 @@ def main() -> None:
     # So that an ended command keeps what it has measured.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     text = shlex.join(['python', *sys.argv])
-    print(command.show(args.from_json, args.out) if args.from_json else command.run(args, text))
+    targets = load_targets()
+    if args.from_json:
+        print(command.show(args.from_json, args.out, targets))
+    else:
+        print(command.run(args, text, targets))
 
 
 if __name__ == '__main__':

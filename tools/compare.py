@@ -67,8 +67,8 @@ class OptionsFor(DictAction):
 
 def main() -> int:
     args = parse_args()
-    from mmorepa.lab.comparison import report as compare_report
     from mmorepa.lab.comparison import study as compare
+    from mmorepa.lab.comparison import summary as compare_report
 
     # So that an ended command takes the run that is going on with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -126,15 +126,14 @@ def report(work_dir: Path, forms: dict[str, tuple], seconds: float) -> None:
     from rich.table import Table
 
     from mmorepa import verify
-    from mmorepa.checkpoints import load_any_form, load_checkpoint
-    from mmorepa.checkpoints.conversion import build_model, count_parameters
+    from mmorepa.checkpoints import load_model
+    from mmorepa.checkpoints.conversion import count_parameters
     from mmorepa.engine.run import load_config
 
     models = {}
     for form, (config, checkpoint) in forms.items():
         cfg = load_config(config)
-        models[form] = build_model(cfg)
-        load_any_form(models[form], load_checkpoint(checkpoint)['state_dict'], str(checkpoint))
+        models[form] = load_model(cfg, checkpoint).model
     loader = Runner.build_dataloader(cfg.val_dataloader)
     preprocess = models['training'].data_preprocessor
     batches = [preprocess(batch)['inputs'] for batch in itertools.islice(loader, 50)]

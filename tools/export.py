@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--fp16', action='store_true', help='weights and graph in float16')
     parser.add_argument(
         '--size',
-        type=positive,
+        type=cli.positive,
         nargs=2,
         default=(224, 224),
         metavar=('H', 'W'),
@@ -55,13 +55,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--force', action='store_true', help='replace an existing file')
     cli.add_config_options(parser)
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{text} is too few, wanted at least 1')
-    return number
 
 
 def main() -> None:

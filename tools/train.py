@@ -18,6 +18,12 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='go on from CHECKPOINT, or without one from the newest whole one in the work dir',
     )
+    parser.add_argument(
+        '--init',
+        metavar='CHECKPOINT',
+        help='let the backbone start from CHECKPOINT, of a plain network or of one with blocks: a '
+        'path, a URL, or a name such as torchvision://resnet50',
+    )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate on the way')
     parser.add_argument(
@@ -33,7 +39,8 @@ def main() -> None:
     from mmorepa.engine.run import load_config, train
 
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
-    train(cfg, args.resume, args.amp, args.auto_scale_lr, not args.no_validate)
+    validate = not args.no_validate
+    train(cfg, args.resume, args.amp, args.auto_scale_lr, validate, args.init)
 
 
 if __name__ == '__main__':

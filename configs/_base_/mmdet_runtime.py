@@ -2,6 +2,7 @@ _base_ = ['mmdet::_base_/default_runtime.py']
 
 custom_imports = dict(imports=['mmorepa.det'], allow_failed_imports=False)
 custom_hooks = [
+    dict(type='mmorepa.LoadFromHook'),
     dict(type='mmorepa.NonFiniteHook'),
     dict(type='mmorepa.SafeResumeHook'),
     dict(type='mmorepa.SqueezedTrainingHook'),

@@ -1,57 +1,134 @@
 """Initialising a backbone from a checkpoint, with nothing dropped in silence.
 
 MMEngine's ``init_cfg=dict(type='Pretrained', ...)`` loads what fits and goes on without the rest.
-In a re-parameterised backbone the rest would be branches at random values: an error here.
+In a re-parameterised backbone the rest would be branches at random values: an error here. A plain
+network's checkpoint is a start as well: the blocks imitate its convolutions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from mmengine import fileio
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints.files import load_checkpoint
 from ..checkpoints.forms import refuse_non_finite
-from ..checkpoints.state_dict import misfit
+from ..checkpoints.state_dict import misfit, with_counters
+from ..convs import verify
+from ..convs.convert.plain import (
+    imitating,
+    known_names,
+    plain_reference,
+    refuse_folded,
+    wanted,
+)
 from ..errors import UserError
+from .key_names import named_as
+
+#: How far outputs may lie apart from the plain network's, relative, in float32.
+TOLERANCE = 1e-4
+#: Height and width of the image that they are compared on, in pixels.
+PROBE = 64
 
 
-def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None) -> None:
+def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None) -> str:
     """Load a checkpoint into a backbone, all of it, and log what was loaded.
+
+    The checkpoint may be one of the same network with blocks, or of the plain network, under the
+    names of torchvision, timm or OpenMMLab. Where it is plain, blocks imitate its convolutions and
+    the function is kept. Tensors of other parts, such as a head, are left.
 
     Args:
         backbone (nn.Module): Gets the tensors.
-        checkpoint (str): A path or URL, as MMEngine takes it.
+        checkpoint (str): A path, a URL or a name such as ``torchvision://resnet50``; see
+            :func:`mmorepa.checkpoints.load_checkpoint`.
         prefix (str, optional): What the backbone's keys begin with in the checkpoint, such as
-            ``'backbone.'``.
+            ``'backbone.'``. By default it is found out.
+
+    Returns:
+        str: What was loaded, on one line; it is logged too.
 
     Raises:
         UserError: If there is no such file, it cannot be read, no key has the prefix, keys or
-            shapes differ, or weights are not finite; names the first missing and the first
-            unexpected key.
+            shapes differ, blocks cannot imitate, or weights are not finite; names the first missing
+            and the first unexpected key.
     """
     if '://' not in str(checkpoint) and not fileio.exists(checkpoint):
         raise UserError(
             f'no pretraining checkpoint at {checkpoint}: pretrain first, or name another with '
             '--cfg-options model.backbone.init_cfg.checkpoint=FILE'
         )
-    prefix = f'{prefix.rstrip(".")}.' if prefix else ''
-    state_dict = {
-        key.removeprefix(prefix): value
-        for key, value in load_checkpoint(checkpoint)['state_dict'].items()
-        if key.startswith(prefix)
-    }
-    if not state_dict:
-        raise UserError(
-            f'{checkpoint} has no key that begins with {prefix}: wanted a checkpoint with that '
-            'backbone, or another prefix in init_cfg'
-        )
-    difference = misfit(backbone.state_dict(), state_dict)
+    state_dict = load_checkpoint(checkpoint)['state_dict']
+    if prefix:
+        prefix = f'{prefix.rstrip(".")}.'
+        state_dict = {
+            k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)
+        }
+        if not state_dict:
+            raise UserError(
+                f'{checkpoint} has no key that begins with {prefix}: wanted a checkpoint with that '
+                'backbone, or another prefix in init_cfg'
+            )
+    said = f'{checkpoint}: {load_into(backbone, state_dict, str(checkpoint))}'
+    print_log(said, logger='current')
+    return said
+
+
+def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> str:
+    """:func:`load_pretrained` of a state dict, under any of the names known.
+
+    Args:
+        backbone (nn.Module): Gets the tensors.
+        state_dict (Mapping[str, Tensor]): Of a backbone, or of a model around one.
+        source (str): What to call it in an error.
+
+    Returns:
+        str: What was loaded, on one line.
+
+    Raises:
+        UserError: See there.
+    """
+    found = named_as(state_dict, known_names(backbone))
+    own = {key: value for key, value in found.items() if key.split('.')[0] in backbone._modules}
+    try:
+        refuse_folded(backbone, own)
+    except UserError as error:
+        raise UserError(f'{source}: {error}') from None
+    needed = wanted(backbone, own)
+    own = with_counters(needed, own)
+    difference = misfit(needed, own)
     if difference:
         raise UserError(
-            f'{checkpoint} does not fit {type(backbone).__name__}: {difference}; wanted the '
-            'same network in the form that the config builds'
+            f'{source} does not fit {type(backbone).__name__}: {difference}; wanted the same '
+            'network, plain or in the form that the config builds'
         )
-    backbone.load_state_dict(state_dict)
-    refuse_non_finite(backbone, checkpoint)
-    print_log(f'loaded all {len(state_dict)} tensors of {checkpoint}', logger='current')
+    plain = imitating(backbone, own)
+    reference = plain_reference(backbone, own) if plain else None
+    backbone.load_state_dict(own)
+    refuse_non_finite(backbone, source)
+    said = f'loaded all {len(own)} tensors'
+    if plain:
+        error = apart(reference, backbone)
+        if not error < TOLERANCE:
+            raise UserError(
+                f'{source}: {len(plain)} blocks do not compute what the plain network computes, '
+                f'outputs are {error:.1e} apart: leave convolutions plain with reparam.where'
+            )
+        said += (
+            f' of a plain network; {len(plain)} blocks imitate its convolutions, outputs are '
+            f'{error:.1e} apart'
+        )
+    left = len(found) - sum(key in found for key in own)
+    return f'{said}; left {left} of other parts' if left else said
+
+
+def apart(before: nn.Module, after: nn.Module) -> float:
+    """How far two backbones lie apart on an image, in eval mode; relative to the largest output."""
+    sample = next(before.parameters())
+    first = next(m for m in before.modules() if isinstance(m, nn.Conv2d))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, first.in_channels, PROBE, PROBE, generator=generator).to(sample)
+    return verify(before, after, image).relative

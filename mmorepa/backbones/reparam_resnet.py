@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .activation_checkpoint import checkpoint_blocks
-from .reparam import ReparamMixin
+from .reparam_mixin import ReparamMixin
 
 #: The convolutions of a ResNet that are re-parameterised: stem, residual blocks and shortcuts,
 #: as mmpretrain, mmdet and mmseg name them. Plugins keep theirs.
@@ -19,7 +19,7 @@ class ReparamResNetMixin(ReparamMixin):
 
     A bottleneck's projection shortcut is among them; a basic block's stays plain, as in the paper's
     ResNet-18 and -34. Which kernel sizes of these a block takes is its own affair: OREPA takes all,
-    DBB those of 3 x 3. For the arguments see :class:`mmorepa.backbones.reparam.ReparamMixin`.
+    DBB those of 3 x 3. For the arguments see :class:`mmorepa.backbones.reparam_mixin.ReparamMixin`.
     """
 
     def __init__(self, *args, **kwargs):

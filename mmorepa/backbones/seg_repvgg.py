@@ -2,7 +2,7 @@
 
 from mmseg.registry import MODELS
 
-from .repvgg import OREPARepVGG
+from .repvgg_network import OREPARepVGG
 
 MODELS.register_module(module=OREPARepVGG)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -16,9 +15,9 @@ from ..convs import Agreement, ReparamConv2d, squeeze, switch_to_deploy
 from ..convs.convert.squeezing import TOLERANCE
 from ..errors import UserError
 from ..version import __version__
-from .files import load_checkpoint, save_checkpoint, written_whole
-from .forms import load_any_form
-from .probing import compare_forms, probe_image
+from .comparing import compare_forms, probe_image
+from .files import save_checkpoint, written_whole
+from .models import load_model
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,9 @@ def convert(
         if path.exists() and not force:
             raise UserError(f'{path} exists already: choose another name or pass --force')
 
-    source = load_checkpoint(checkpoint)
-    before = build_model(cfg)
-    source_form = load_any_form(before, source['state_dict'], str(checkpoint))
-    if keep_bn and source_form == 'deploy':
+    source = load_model(cfg, checkpoint)
+    before = source.model
+    if keep_bn and source.form == 'deploy':
         raise UserError(
             f'{checkpoint} is in deploy form, its BatchNorms are folded: '
             'convert the training checkpoint to keep them'
@@ -112,32 +110,23 @@ def convert(
         )
 
     form = 'squeezed' if keep_bn else 'deploy'
-    meta = dict(source.get('meta', {}), mmorepa=dict(form=form, version=__version__))
+    meta = dict(source.checkpoint['meta'], mmorepa=dict(form=form, version=__version__))
     # Both or neither: the config gets its name once the checkpoint has its own.
     with written_whole(out_config) as temporary:
         temporary.write_text(deployed_config(cfg, keep_bn).pretty_text)
         save_checkpoint(dict(meta=meta, state_dict=dict(after.state_dict())), out)
     return Conversion(
-        source_form=source_form,
+        source_form=source.form,
         form=form,
         blocks=count_blocks(before),
         norms=count(before, _BatchNorm) - count(after, _BatchNorm),
         parameters=(count_parameters(before), count_parameters(after)),
         bytes=(count_bytes(before), count_bytes(after)),
-        ema='ema_state_dict' in source,
+        ema=source.is_average,
         agreement=agreement,
         out=out,
         config=out_config,
     )
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, on the CPU and in eval mode, with its library's scope as default."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model_cfg = copy.deepcopy(cfg.model)
-    if cfg.get('data_preprocessor') is not None:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(model_cfg).eval()
 
 
 def deployed_config(cfg: Config, keep_bn: bool) -> Config:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import UserError
 from .foreign import foreign
 from .safe_globals import safe_globals
+from .schemes import fetched, url_of
 from .state_dict import one_line, unusable
 
 
@@ -34,7 +35,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
     values are finite is not asked.
 
     Args:
-        path (str | os.PathLike): A file, a URL, or anything MMEngine's file client reads.
+        path (str | os.PathLike): A file of ``torch.save`` or ``.safetensors``; a URL; a name such
+            as ``torchvision://resnet50``; or anything that MMEngine's file client reads.
 
     Returns:
         dict: With at least ``state_dict``, dense tensors whose keys have lost a ``module.`` in
@@ -75,7 +77,10 @@ def unpickle(path: str, map_location: Any = 'cpu') -> Any:
         UserError: If there is no such file, it is torn or damaged, it holds code, or ``torch.save``
             did not write it.
     """
-    return _unpickle(_content(path), path, map_location)
+    content, path = _content(path)
+    if path.endswith('.safetensors'):
+        return _read_safetensors(content, path)
+    return _unpickle(content, path, map_location)
 
 
 def _unpickle(content: bytes, path: str, map_location: Any) -> Any:
@@ -104,18 +109,31 @@ def _unpickle(content: bytes, path: str, map_location: Any) -> Any:
         raise UserError(f'{path} is not a whole PyTorch checkpoint ({reason})') from None
 
 
-def _content(path: str) -> bytes:
-    """All of a file or URL."""
-    # MMEngine's client for URLs can read, but not tell whether there is something.
-    is_url = path.startswith(('http://', 'https://'))
+def _read_safetensors(content: bytes, path: str) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError:
+        raise UserError(f'{path} wants the package safetensors: pip install safetensors') from None
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise UserError(f'{path} is not a whole safetensors file ({one_line(error)})') from None
+
+
+def _content(path: str) -> tuple[bytes, str]:
+    """All of a file, and the path where it was found in the end."""
+    url = url_of(path)
+    if url.startswith(('http://', 'https://')):
+        path = str(fetched(url))
     if os.path.isdir(path):
         raise UserError(f'{path} is a folder: wanted a checkpoint file')
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f'{path} is no regular file: wanted a checkpoint file')
     try:
-        if not is_url and not fileio.exists(path):
+        if not fileio.exists(path):
             raise UserError(f'no checkpoint at {one_line(path, 300)}: check the path')
-        return fileio.get(path)
+        return fileio.get(path), path
     except UserError:
         raise
     except KeyError:

@@ -65,6 +65,18 @@ def unusable(state_dict: Any, needs_data: bool = True) -> str:
     return ''
 
 
+def with_counters(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``found``, with BatchNorms' counters at zero where it lacks them, as old files do."""
+    return {
+        **{
+            key: torch.zeros_like(tensor, device='cpu')
+            for key, tensor in wanted.items()
+            if key.endswith('num_batches_tracked')
+        },
+        **found,
+    }
+
+
 def one_line(text: str, longest: int = 80) -> str:
     """Text out of a file, as a message can show it: on one line, and not too long."""
     text = ''.join(c if c.isprintable() else '?' for c in ' '.join(str(text).split()))

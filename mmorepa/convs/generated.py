@@ -384,13 +384,14 @@ class GeneratedConv2d(ReparamConv2d):
             destination.pop(f'{prefix}weight', None)
 
     def _load_from_state_dict(self, state_dict, prefix: str, *args) -> None:
+        # What is loaded is up to date, whoever stepped the parameters so far.
+        self.is_behind = False
         leaf = self._parameters.pop('weight', None)
         try:
             super()._load_from_state_dict(state_dict, prefix, *args)
         finally:
             if leaf is not None:
                 self._parameters['weight'] = leaf
-        self.is_behind = False
         self.held.drop()
 
     def __setstate__(self, state: dict) -> None:

@@ -7,7 +7,7 @@ Whatever it trains as, it amounts to one kernel and perhaps a bias, has the geom
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +174,91 @@ class ReparamConv2d(nn.Conv2d):
     def _save_to_state_dict(self, *args) -> None:
         self.settle()
         nn.Module._save_to_state_dict(self, *args)
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+    ) -> None:
+        if self.is_plain_in(state_dict, prefix):
+            self._take_plain(state_dict, prefix, errors)
+        elif f'{prefix}bias' in state_dict and self._parameters.get('bias') is None:
+            self.refuse_folded(f'a bias, {prefix}bias')
+        nn.Module._load_from_state_dict(
+            self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+        )
+
+    def is_plain_in(self, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
+        """Whether a state dict has a plain convolution in the place of this block.
+
+        ``weight`` is there then, and what it would follow from is not.
+
+        Args:
+            state_dict (Mapping[str, Tensor]): Of a model.
+            prefix (str): What the names of this block begin with there, a dot at the end.
+        """
+        if 'weight' not in self.computed or f'{prefix}weight' not in state_dict:
+            return False
+        branches = tuple(f'{prefix}{name}.' for name in self._modules)
+        return not any(key.startswith(branches) for key in state_dict)
+
+    def _take_plain(self, state_dict: dict[str, Tensor], prefix: str, errors: list[str]) -> None:
+        """Imitate the plain convolution in a state dict, and put what comes of it in its place."""
+        weight = state_dict.pop(f'{prefix}weight')
+        take = state_dict.pop if 'bias' in self.computed else state_dict.get
+        bias = take(f'{prefix}bias', None)
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        if weight.shape == shape:
+            try:
+                self.start_from(weight, bias, prefix)
+            except UserError as error:
+                raise UserError(f'{prefix}weight: {error}') from None
+        else:
+            errors.append(
+                f'size mismatch for {prefix}weight: copying a param with shape '
+                f'{tuple(weight.shape)} from checkpoint, the shape in current model is {shape}.'
+            )
+        for name, value in nn.Module.state_dict(self).items():
+            if '.' in name:
+                state_dict[f'{prefix}{name}'] = value
+
+    def start_from(self, weight: Tensor, bias: Tensor | None, prefix: str = '') -> None:
+        """Imitate a plain convolution of the same geometry; what loading one comes to.
+
+        Args:
+            weight (Tensor): (O, I/g, k, k).
+            bias (Tensor, optional): (O,).
+            prefix (str): The block's name in the state dict, for messages.
+
+        Raises:
+            UserError: If there is a bias and none in the block, which is so in a deploy form, or
+                if this block cannot imitate.
+        """
+        if bias is not None and self._parameters.get('bias') is None:
+            self.refuse_folded(f'a bias, {prefix}bias')
+        self.imitate(self.plain(weight))
+
+    def plain(self, weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+        """A plain convolution of this geometry with these weights."""
+        conv = nn.Conv2d(**geometry(self), bias=bias is not None, device='meta')
+        sample = next(self.parameters())
+        conv.weight = nn.Parameter(weight.detach().to(sample.device), requires_grad=False)
+        if bias is not None:
+            conv.bias = nn.Parameter(bias.detach().to(sample.device), requires_grad=False)
+        return conv
+
+    def refuse_folded(self, found: str) -> None:
+        """Refuse weights of a deploy form, whose BatchNorms are folded.
+
+        Args:
+            found (str): What tells.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            f'{self}: the state dict has {found}, as a deploy form whose BatchNorms are folded: '
+            'load it into the deploy form (deploy=True, or mmorepa.switch_to_deploy(model) '
+            'first), or train from what convert.py --keep-bn writes'
+        )
 
     def __reduce_ex__(self, protocol):
         self.settle()

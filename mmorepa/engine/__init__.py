@@ -9,6 +9,7 @@ from .cpu_amp import CPUAmpOptimWrapper
 from .deploy_form import build_deploy_form
 from .freezing import FreezeStagesHook
 from .kernel_logger_hook import KernelLoggerHook
+from .load_from import LoadFromHook
 from .non_finite import NonFiniteHook
 from .optim_wrapper_constructor import OREPAOptimWrapperConstructor
 from .safe_resume import SafeResumeHook
@@ -26,6 +27,7 @@ __all__ = [
     'FreezeStagesHook',
     'IterSeedHook',
     'KernelLoggerHook',
+    'LoadFromHook',
     'NonFiniteHook',
     'OREPAOptimWrapperConstructor',
     'SafeResumeHook',

@@ -75,6 +75,7 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     validate: bool = True,
+    init: str | os.PathLike | None = None,
 ) -> nn.Module:
     """Train the model of a config.
 
@@ -88,6 +89,8 @@ def train(
         amp (bool): Train under automatic mixed precision.
         auto_scale_lr (bool): Scale the learning rate with the real batch size.
         validate (bool): False leaves out the evaluation during training.
+        init (str | os.PathLike, optional): A checkpoint that the backbone starts from, plain or
+            not, see :func:`mmorepa.backbones.pretrained.load_pretrained`.
 
     Returns:
         nn.Module: The trained model.
@@ -103,6 +106,10 @@ def train(
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError('--auto-scale-lr wants auto_scale_lr.base_batch_size in the config')
         cfg.auto_scale_lr.enable = True
+    if init is not None:
+        if 'backbone' not in cfg.model:
+            raise UserError('--init wants a model with a backbone in the config')
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(init))
     if not validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if not resume and cfg.get('resume'):
@@ -113,6 +120,7 @@ def train(
         cfg,
         'IterSeedHook',
         'AccumulatedGradientsHook',
+        'LoadFromHook',
         'NonFiniteHook',
         'SqueezedTrainingHook',
     )

@@ -1,4 +1,4 @@
-"""What a number was measured with: the machine, the libraries, the commit."""
+"""What a number was measured with: the machine, the libraries, the commit, the time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import mmengine
 import torch
-from mmengine.config import Config
 
 from ..version import __version__
+
+LIBRARIES = ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg')
 
 
 def machine() -> str:
@@ -23,14 +24,16 @@ def machine() -> str:
     return f'{_processor()}, {_count(cores, "core")}, {_count(threads, "thread")}, {gpu}'
 
 
-def software(cfg: Config) -> str:
-    """Versions of what a run of this config uses, and the checkout's commit if there is one."""
-    versions = dict(
-        Python=platform.python_version(), torch=torch.__version__, mmengine=mmengine.__version__
-    )
-    scope = cfg.get('default_scope')
-    if hasattr(sys.modules.get(scope), '__version__'):
-        versions[scope] = sys.modules[scope].__version__
+def software() -> str:
+    """Versions of what this process has imported, and the checkout's commit if there is one."""
+    versions = dict(Python=platform.python_version(), torch=torch.__version__)
+    if torch.cuda.is_available():
+        versions.update(CUDA=torch.version.cuda, cuDNN=torch.backends.cudnn.version())
+    elif torch.backends.mkldnn.is_available():
+        versions['oneDNN'] = _onednn()
+    for name in LIBRARIES:
+        if hasattr(sys.modules.get(name), '__version__'):
+            versions[name] = sys.modules[name].__version__
     versions['mmorepa'] = __version__
     text = ', '.join(f'{name} {version}' for name, version in versions.items())
     commit = git_commit()
@@ -55,6 +58,16 @@ def git_commit() -> str:
         return ''
 
 
+def load() -> float:
+    """The load average of the machine over the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+def now() -> str:
+    """The time of day: ``'2026-11-24 09:03:19'``."""
+    return time.strftime('%Y-%m-%d %H:%M:%S')
+
+
 def _processor() -> str:
     try:
         for line in Path('/proc/cpuinfo').read_text().splitlines():
@@ -63,6 +76,13 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _onednn() -> str:
+    for line in torch.__config__.show().splitlines():
+        if 'MKL-DNN' in line or 'oneDNN' in line:
+            return line.strip(' -').split(' v')[-1].split(' ')[0]
+    return 'of unknown version'
 
 
 def _count(number: int, thing: str) -> str:

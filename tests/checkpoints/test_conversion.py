@@ -11,8 +11,9 @@ from mmpretrain.models import ResNet
 
 from mmorepa import OREPAConv2d, verify
 from mmorepa.checkpoints import conversion, load_any_form
-from mmorepa.checkpoints.conversion import build_model, convert
-from mmorepa.checkpoints.probing import probe_image
+from mmorepa.checkpoints.comparing import probe_image
+from mmorepa.checkpoints.conversion import convert
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import Agreement
 from mmorepa.errors import UserError
 from support import make_trained_like

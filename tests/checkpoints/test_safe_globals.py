@@ -141,7 +141,7 @@ class TestAllowed:
                 first.join(60)
             return torch_load(*args, **kwargs)
 
-        monkeypatch.setattr(files, '_content', lambda path: content)
+        monkeypatch.setattr(files, '_content', lambda path: (content, path))
         monkeypatch.setattr(torch.serialization, 'load', load)
         first.start()
         first.join(60)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mmorepa.checkpoints.conversion import build_model, count_parameters
+from mmorepa.checkpoints.conversion import count_parameters
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
 from mmorepa.engine.run import load_config
 from support import ROOT

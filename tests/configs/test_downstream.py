@@ -9,7 +9,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from downstream import SIZE, narrow, on_digits
-from mmorepa.checkpoints.conversion import build_model, convert
+from mmorepa.checkpoints.conversion import convert
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import ReparamConv2d
 from mmorepa.datasets.digits import write_cityscapes, write_coco
 from support import ROOT, make_trained_like

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmorepa import OREPAConv2d
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import ReparamConv2d
 from mmorepa.convs.orepa.block import BranchSum, DeepLinearStem
 from mmorepa.convs.orepa.branches import KXK

@@ -9,7 +9,8 @@ import yaml
 from mmengine.config import Config
 
 from mmorepa import squeeze, switch_to_deploy
-from mmorepa.checkpoints.conversion import build_model, count_parameters
+from mmorepa.checkpoints.conversion import count_parameters
+from mmorepa.checkpoints.models import build_model
 from support import ROOT
 
 SCRIPT = runpy.run_path(str(ROOT / 'docs' / 'parameters.py'))

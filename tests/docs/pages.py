@@ -55,9 +55,10 @@ class Command:
 
 
 def pages() -> list[Path]:
-    """All pages, in the order in which a reader meets them: the README, the site, the configs."""
+    """All pages, as a reader meets them: the README, the site, the configs, how to contribute."""
     docs = sorted((ROOT / 'docs').rglob('*.md'), key=reading_order)
-    return [ROOT / 'README.md', *docs, *sorted((ROOT / 'configs').rglob('README.md'))]
+    configs = sorted((ROOT / 'configs').rglob('README.md'))
+    return [ROOT / 'README.md', *docs, *configs, ROOT / 'CONTRIBUTING.md']
 
 
 def reading_order(page: Path) -> tuple:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import mmorepa.det  # noqa: F401
 from downstream import SIZE, narrow, on_digits
 from mmorepa.checkpoints import load_checkpoint
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.datasets.digits import write_coco
 from support import ROOT, run
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import mmorepa.engine  # noqa: F401
 from mmorepa.checkpoints import convert, load_checkpoint
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import TweakedOREPAConv2d, reparameterize, squeeze
 from mmorepa.convs.blocks.gradient_tweaking import tweak
 from mmorepa.engine.run import load_config

@@ -5,7 +5,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from faults.common import SIZE, load
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.engine.run import train
 
 STEP = 1e-4  # relative, of the largest change; float32 sums in another order

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from faults.common import RELATIVE, SHALLOW, Scores, load
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.engine.run import build_runner
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faults.common import differing, in_processes, load
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.engine.run import test as evaluate
 from mmorepa.engine.run import train
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from faults.common import in_processes, load
 from mmorepa import squeeze, switch_to_deploy
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.engine.run import train
 from support import make_trained_like
 

@@ -5,7 +5,7 @@ import torch
 from mmengine.hooks import Hook
 
 from faults.common import RELATIVE, STEPS, Scores, load
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.engine.run import build_runner
 from mmorepa.errors import UserError
 

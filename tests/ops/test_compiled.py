@@ -14,7 +14,7 @@ from ops.both import OURS, ROUNDING, difference, random_boxes, random_rois, usin
 from ops.both import values_and_gradients as run
 
 #: A sample's place in its region is rounded in another order; times a map's slope of some units.
-PLACES = 3e-5
+PLACES = 1e-5
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**16)
 
@@ -241,11 +241,7 @@ class TestDeformableConvolution:
     def test_layers(self, compiled, name):
         torch.manual_seed(0)
         layer = mmcv.ops.deform_conv.MODELS.get(name)(4, 6, 3, padding=1)
-        found, wanted = (
-            run(layer, [torch.randn(2, 4, 5, 5).fill_(0.5)], extension)
-            for extension in (OURS, compiled)
-        )
-        assert difference(found[0], wanted[0]) <= ROUNDING
+        assert_equal(layer, [torch.randn(2, 4, 5, 5)], compiled)
 
     def test_a_map_smaller_than_the_kernel(self, compiled):
         layer = mmcv.ops.DeformConv2d(2, 3, 3)

@@ -131,11 +131,12 @@ class TestRoIAlign:
                 mmcv.ops.roi_align(maps, rois, 2, 1.0, 2, mode), torch.tensor(3.0)
             )
 
-    def test_a_ramp_by_hand(self):
+    @pytest.mark.parametrize('ratio', [0, 2])
+    def test_a_ramp_by_hand(self, ratio):
         maps = torch.arange(8.0).expand(1, 1, 8, 8)
         rois = torch.tensor([[0.0, 1, 1, 5, 5]])  # aligned: from 0.5 to 4.5 in pixels' middles
-        average = mmcv.ops.roi_align(maps, rois, (1, 2), 1.0, 2, 'avg')
-        largest = mmcv.ops.roi_align(maps, rois, (1, 2), 1.0, 2, 'max')
+        average = mmcv.ops.roi_align(maps, rois, (1, 2), 1.0, ratio, 'avg')
+        largest = mmcv.ops.roi_align(maps, rois, (1, 2), 1.0, ratio, 'max')
         assert average.tolist() == [[[[1.5, 3.5]]]]
         assert largest.tolist() == [[[[2.0, 4.0]]]]
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...errors import UserError
 from .. import kernels
 from ..constants import ConstantsMixin
 from ..conv2d import conv2d
@@ -60,6 +61,9 @@ class NormedConv2d(ReparamConv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
         self.takes_norm = norm is not None
+        # A plain convolution that was loaded, until the BatchNorm behind it is; in a tuple, so that
+        # it is no child.
+        self._loaded: tuple[nn.Conv2d, ...] = ()
         self.add_branches(norm, **options)
 
     @property
@@ -126,9 +130,11 @@ class NormedConv2d(ReparamConv2d):
         self.settle()
         if type(self) is nn.Conv2d:
             return self(x)
+        self._refuse_half_loaded()
         return reduce(torch.add, [branch(x) for branch in self.children()])
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
+        self._refuse_half_loaded()
         parts = [branch.merged() for branch in self.children()]
         biases = [bias for _, bias in parts if bias is not None]
         return (
@@ -157,6 +163,40 @@ class NormedConv2d(ReparamConv2d):
         first.norm.load_state_dict(norm.state_dict())
         if conv.bias is not None:
             first.norm.running_mean -= conv.bias
+
+    def start_from(self, weight: Tensor, bias: Tensor | None, prefix: str = '') -> None:
+        """As in :class:`mmorepa.convs.reparam.ReparamConv2d`; a BatchNorm inside is waited for."""
+        if self.takes_norm:
+            self._loaded = (self.plain(weight, bias),)
+        else:
+            super().start_from(weight, bias, prefix)
+
+    def _refuse_half_loaded(self) -> None:
+        if self._loaded:
+            raise UserError(
+                f'{self}: a plain convolution was loaded without the BatchNorm behind it, which '
+                'this block takes in: load both at once'
+            )
+
+    def take_loaded(self, absorbed: AbsorbedNorm, tensors: dict[str, Tensor], prefix: str) -> None:
+        """Imitate the plain convolution that was loaded, with the BatchNorm behind it.
+
+        Args:
+            absorbed (AbsorbedNorm): What stands behind the block.
+            tensors (dict[str, Tensor]): The BatchNorm's, by name.
+            prefix (str): Its name in the state dict, for messages.
+
+        Raises:
+            UserError: If tensors are missing, as in a deploy form.
+        """
+        (conv,), self._loaded = self._loaded, ()
+        norm = absorbed.restored()
+        missing = [name for name in norm.state_dict() if name not in tensors]
+        missing = [name for name in missing if name != 'num_batches_tracked']
+        if missing:
+            self.refuse_folded(f'no {prefix}{missing[0]}')
+        norm.load_state_dict(tensors, strict=False)
+        self.imitate(conv, norm.to(conv.weight.device))
 
     @torch.no_grad()
     def split(self, absorbed: AbsorbedNorm) -> _BatchNorm:
@@ -205,7 +245,7 @@ class AbsorbedNorm(nn.Identity):
     @property
     def weight(self) -> Tensor:
         """Ones, (O,)."""
-        return next(self._block[0].parameters()).detach().new_ones(self.num_features)
+        return next(self.block.parameters()).detach().new_ones(self.num_features)
 
     @property
     def bias(self) -> Tensor:
@@ -213,6 +253,19 @@ class AbsorbedNorm(nn.Identity):
         return torch.zeros_like(self.weight)
 
     running_var, running_mean = weight, bias
+
+    def _load_from_state_dict(self, state_dict, prefix: str, *args) -> None:
+        block = self.block
+        if isinstance(block, NormedConv2d) and block._loaded:
+            names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+            tensors = {name: state_dict.pop(f'{prefix}{name}') for name in names}
+            block.take_loaded(self, tensors, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def block(self) -> NormedConv2d:
+        """The block that has taken the BatchNorm in."""
+        return self._block[0]
 
     def restored(self) -> _BatchNorm:
         """A fresh BatchNorm of the kind that was here."""

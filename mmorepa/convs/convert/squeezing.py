@@ -9,7 +9,7 @@ state dict is that of the plain network. ``switch_to_deploy`` folds the BatchNor
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,41 @@ class Agreement:
     relative: float
     argmax: float
 
+    @classmethod
+    def of(cls, first: Sequence[Tensor], second: Sequence[Tensor]) -> Agreement:
+        """The agreement of outputs that are at hand, over all of them.
+
+        Args:
+            first (Sequence[Tensor]): The outputs that count as right.
+            second (Sequence[Tensor]): Others, in the same order.
+
+        Raises:
+            ValueError: If they differ in number or shape, or there are none.
+        """
+        shapes = [tuple(t.shape) for t in first], [tuple(t.shape) for t in second]
+        if not first or shapes[0] != shapes[1]:
+            raise ValueError(f'outputs of shapes {shapes[0]} and {shapes[1]} do not compare')
+        first = [t.double().cpu() for t in first]
+        second = [t.double().cpu() for t in second]
+        # torch's max passes NaN on, where Python's may lose it.
+        gaps = torch.stack([(a - b).abs().max() for a, b in zip(first, second)])
+        size = torch.stack([a.abs().max() for a in first]).max().item()
+        max_abs = gaps.max().item()
+        pairs = [(a, b) for a, b in zip(first, second) if a.dim() > 1]
+        same = [(a.argmax(1) == b.argmax(1)).flatten() for a, b in pairs]
+        return cls(
+            max_abs=max_abs,
+            relative=max_abs / size if size else max_abs,
+            argmax=torch.cat(same).double().mean().item() if same else 1.0,
+        )
+
+    @classmethod
+    def worst(cls, found: Sequence[Agreement]) -> Agreement:
+        """The largest differences in ``found``, and the smallest share of equal argmax."""
+        # Python's max may lose a NaN.
+        largest = torch.tensor([[a.max_abs, a.relative] for a in found]).double().amax(0).tolist()
+        return cls(*largest, argmax=min(agreement.argmax for agreement in found))
+
     def within(self, tolerance: float = TOLERANCE) -> bool:
         """Whether the relative difference is at most ``tolerance``; False for NaN."""
         return self.relative <= tolerance
@@ -118,21 +153,7 @@ def verify(before: nn.Module, after: nn.Module, *args, **kwargs) -> Agreement:
     """
     first = _tensors(_evaluate(before, *args, **kwargs))
     second = _tensors(_evaluate(after, *args, **kwargs))
-    shapes = [tuple(t.shape) for t in first], [tuple(t.shape) for t in second]
-    if not first or shapes[0] != shapes[1]:
-        raise ValueError(f'verify: outputs of shapes {shapes[0]} and {shapes[1]} do not compare')
-    first = [t.double().cpu() for t in first]
-    second = [t.double().cpu() for t in second]
-    # torch's max passes NaN on, where Python's may lose it.
-    gaps = torch.stack([(a - b).abs().max() for a, b in zip(first, second)])
-    size = torch.stack([a.abs().max() for a in first]).max().item()
-    max_abs = gaps.max().item()
-    same = [(a.argmax(1) == b.argmax(1)).flatten() for a, b in zip(first, second) if a.dim() > 1]
-    return Agreement(
-        max_abs=max_abs,
-        relative=max_abs / size if size else max_abs,
-        argmax=torch.cat(same).double().mean().item() if same else 1.0,
-    )
+    return Agreement.of(first, second)
 
 
 def _evaluate(model: nn.Module, *args, **kwargs):

@@ -13,15 +13,14 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from ...checkpoints import load_any_form, load_checkpoint
-from ...checkpoints.conversion import build_model
+from ...checkpoints import load_model
 from ...checkpoints.files import written_whole
 from ...convs import Agreement, switch_to_deploy
 from ...convs.convert.squeezing import TOLERANCE
 from ...errors import UserError
 from ...version import __version__
 from . import float16
-from .format_settings import OPSET, Settings
+from .format_options import OPSET, FormatOptions
 from .formats import FORMATS
 from .preprocessing import Preprocessed, Preprocessing
 from .probes import compare_file, random_images, run_model, test_images
@@ -108,11 +107,10 @@ def export(
     """
     out = Path(out)
     check_out(out, format, [checkpoint, cfg.filename], force)
-    source = load_checkpoint(checkpoint)
-    before = build_model(cfg)
-    form = load_any_form(before, source['state_dict'], str(checkpoint))
+    source = load_model(cfg, checkpoint)
+    before, form = source.model, source.form
     report(f'{checkpoint} is in {form} form')
-    if 'ema_state_dict' in source:
+    if source.is_average:
         report('weights: the exponential moving average that EMAHook kept')
 
     reference = TensorModel(before, full_size)
@@ -139,10 +137,10 @@ def export(
         network.half()
     inputs = [image.to(dtype) for image in inputs]
 
-    metadata = describe_model(cfg, source) | preprocessing.metadata(with_preprocessing)
-    settings = Settings(dynamic=not static, opset=opset, metadata=metadata)
+    metadata = describe_model(cfg, source.checkpoint) | preprocessing.metadata(with_preprocessing)
+    options = FormatOptions(dynamic=not static, opset=opset, metadata=metadata)
     with written_whole(out) as temporary:
-        nodes = FORMATS[format].write(network, temporary, inputs[0], settings)
+        nodes = FORMATS[format].write(network, temporary, inputs[0], options)
         report(graph_text(format, opset, nodes))
         agreement = compare_file(
             FORMATS[format].load(temporary),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_program, torchscript
-from .format_settings import Settings
+from .format_options import FormatOptions
 from .onnx_file import export_onnx, needed, node_counts
 from .outputs import flatten
 
@@ -26,24 +26,26 @@ class Format:
 
     Attributes:
         suffix (Callable): Gives the ending of its name.
-        write (Callable): Takes a module in eval mode, the path, an input and :class:`Settings`.
-            Gives the number of nodes by operator.
+        write (Callable): Takes a module in eval mode, the path, an input and
+            :class:`FormatOptions`. Gives the number of nodes by operator.
         load (Callable): Takes the path, gives the network in it, on the CPU.
     """
 
     suffix: Callable[[], str]
-    write: Callable[[nn.Module, Path, Tensor, Settings], Counter[str]]
+    write: Callable[[nn.Module, Path, Tensor, FormatOptions], Counter[str]]
     load: Callable[[Path], Network]
 
 
-def _write_onnx(model: nn.Module, path: Path, sample: Tensor, settings: Settings) -> Counter[str]:
+def _write_onnx(
+    model: nn.Module, path: Path, sample: Tensor, options: FormatOptions
+) -> Counter[str]:
     export_onnx(
         model,
         path,
         sample,
-        opset=settings.opset,
-        dynamic=settings.dynamic,
-        metadata=settings.metadata,
+        opset=options.opset,
+        dynamic=options.dynamic,
+        metadata=options.metadata,
     )
     return node_counts(path)
 

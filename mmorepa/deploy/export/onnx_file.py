@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...checkpoints.files import written_whole
 from ...errors import UserError
 from .adaptive_pool import sizeless_pools
-from .format_settings import OPSET
+from .format_options import OPSET
 from .silence import first_line, quiet
 
 

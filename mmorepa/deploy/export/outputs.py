@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...convs import Agreement, verify
+from ...convs import Agreement
 
 
 def flatten(outputs) -> list[Tensor]:
@@ -15,17 +14,6 @@ def flatten(outputs) -> list[Tensor]:
     if isinstance(outputs, Tensor):
         return [outputs]
     return [tensor for item in outputs for tensor in flatten(item)]
-
-
-class _Given(nn.Module):
-    """Has given its output already."""
-
-    def __init__(self, output: Tensor):
-        super().__init__()
-        self.output = output
-
-    def forward(self) -> Tensor:
-        return self.output
 
 
 def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Agreement:
@@ -43,11 +31,4 @@ def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Agreement:
     """
     if len(first) != len(second):
         raise ValueError(f'{len(first)} and {len(second)} outputs do not compare')
-    return worst([verify(_Given(a), _Given(b)) for a, b in zip(first, second)])
-
-
-def worst(found: Sequence[Agreement]) -> Agreement:
-    """The largest differences in ``found``, and the smallest share of equal argmax."""
-    # Python's max may lose a NaN.
-    largest = torch.tensor([[a.max_abs, a.relative] for a in found]).double().amax(0).tolist()
-    return Agreement(*largest, argmax=min(agreement.argmax for agreement in found))
+    return Agreement.worst([Agreement.of([a], [b]) for a, b in zip(first, second)])

@@ -10,9 +10,9 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ...convs import Agreement
-from ...engine.networks import load_data
+from ...engine.data import build_loader
 from ...errors import UserError
-from .outputs import compare, flatten, worst
+from .outputs import compare, flatten
 from .silence import first_line
 
 
@@ -52,7 +52,7 @@ def test_images(cfg: Config, model: nn.Module, count: int) -> Iterator[Tensor]:
     cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
     batches = (
         model.data_preprocessor(batch, False)['inputs']
-        for batch in load_data(cfg, 'test_dataloader')
+        for batch in build_loader(cfg, 'test_dataloader')
     )
     yield from islice((image[None] for batch in batches for image in batch), count)
 
@@ -108,4 +108,4 @@ def compare_file(
                 f'the exported file does not agree with the checkpoint on {size}: {found[-1]}, '
                 f'wanted at most {tolerance:.0e} relative; nothing was written'
             )
-    return worst(found)
+    return Agreement.worst(found)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from .format_settings import Settings
+from .format_options import FormatOptions
 from .silence import first_line, quiet, silenced_children
 
 
-def write_program(model: nn.Module, path: Path, sample: Tensor, settings: Settings) -> Counter[str]:
+def write_program(
+    model: nn.Module, path: Path, sample: Tensor, options: FormatOptions
+) -> Counter[str]:
     """Write a module with ``torch.export.save``.
 
     Args:
@@ -25,7 +27,8 @@ def write_program(model: nn.Module, path: Path, sample: Tensor, settings: Settin
         path (Path): The file.
         sample (Tensor): An input, (N, C, H, W). To leave sizes open it has to be of two images or
             more, and so large that no feature map in the network is a single pixel.
-        settings (Settings): torch derives a smallest size from ``sample`` where sizes stay open.
+        options (FormatOptions): torch derives a smallest size from ``sample`` where sizes stay
+            open.
 
     Returns:
         Counter[str]: The number of nodes by operator.
@@ -33,10 +36,10 @@ def write_program(model: nn.Module, path: Path, sample: Tensor, settings: Settin
     Raises:
         UserError: If this torch cannot do it, or not for this module.
     """
-    program = export_program(model, sample, settings.dynamic)
+    program = export_program(model, sample, options.dynamic)
     # Not by its name, from which torch wants the ending .pt2.
     with open(path, 'wb') as file:
-        torch.export.save(program, file, extra_files=settings.extra_files)
+        torch.export.save(program, file, extra_files=options.extra_files)
     return operators(program)
 
 
@@ -80,14 +83,14 @@ def compiled_suffix() -> str:
 
 
 def write_compiled(
-    model: nn.Module, path: Path, sample: Tensor, settings: Settings
+    model: nn.Module, path: Path, sample: Tensor, options: FormatOptions
 ) -> Counter[str]:
     """Compile a module with AOTInductor into a library that holds code and weights.
 
     It runs on CPUs with the instructions of this one, from Python or C++. As
     :func:`write_program`, but a C++ compiler is needed, and there is no place for the metadata.
     """
-    program = export_program(model, sample, settings.dynamic)
+    program = export_program(model, sample, options.dynamic)
     if shutil.which(os.environ.get('CXX', 'g++')) is None:
         raise UserError('AOTInductor needs a C++ compiler, found none: install g++ or set CXX')
     suffix = compiled_suffix()

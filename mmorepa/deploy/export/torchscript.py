@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from .format_settings import Settings
+from .format_options import FormatOptions
 from .silence import first_line, quiet
 
 
-def write_script(model: nn.Module, path: Path, sample: Tensor, settings: Settings) -> Counter[str]:
+def write_script(
+    model: nn.Module, path: Path, sample: Tensor, options: FormatOptions
+) -> Counter[str]:
     """Write a module as TorchScript, by tracing it. Batch, height and width stay open.
 
     Args:
         model (nn.Module): In eval mode, from one tensor to a tuple of tensors.
         path (Path): The file.
         sample (Tensor): An input, (N, C, H, W).
-        settings (Settings): Of which the metadata is used.
+        options (FormatOptions): Of which the metadata is used.
 
     Returns:
         Counter[str]: The number of nodes by operator.
@@ -36,7 +38,7 @@ def write_script(model: nn.Module, path: Path, sample: Tensor, settings: Setting
             raise UserError(f'torch.jit cannot trace this model: {first_line(error)}') from None
     # Not by its name, after which torch would call the archive's folder.
     with open(path, 'wb') as file:
-        torch.jit.save(script, file, _extra_files=settings.extra_files)
+        torch.jit.save(script, file, _extra_files=options.extra_files)
     kinds = [node.kind() for node in script.inlined_graph.nodes()]
     return Counter(kind.removeprefix('aten::') for kind in kinds if kind.startswith('aten::'))
 

@@ -9,8 +9,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 
+from ...engine.data import build_loader
 from ...errors import UserError
-from .loaders import build_loader
 
 
 def calibration_images(cfg: Config, model: nn.Module, count: int) -> list[Tensor]:
@@ -32,7 +32,7 @@ def calibration_images(cfg: Config, model: nn.Module, count: int) -> list[Tensor
     """
     if count < 1:
         raise UserError(f'{count} calibration images: wanted at least 1')
-    loader = build_loader(cfg, calibration_loader(cfg), 'train')
+    loader = build_loader(cfg, 'train_dataloader', calibration_loader(cfg))
     batches = []
     with torch.no_grad():
         for data in loader:

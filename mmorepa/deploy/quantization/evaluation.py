@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from torch import nn
 
+from ...engine.data import build_loader
 from ...engine.quiet import quiet_mmengine
 from ...errors import UserError
-from .loaders import build_loader
 
 #: What the libraries' configs are compared by.
 MAIN = ('accuracy/top1', 'coco/bbox_mAP', 'mIoU')
@@ -32,7 +32,7 @@ class TestSet:
     def __init__(self, cfg: Config):
         if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
             raise UserError('the config has no test_dataloader or no test_evaluator: wanted both')
-        self.loader = build_loader(cfg, cfg.test_dataloader, 'test')
+        self.loader = build_loader(cfg, 'test_dataloader')
         self.evaluator = Evaluator(cfg.test_evaluator)
         self.evaluator.dataset_meta = getattr(self.loader.dataset, 'metainfo', None)
 

@@ -11,9 +11,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ...checkpoints import load_any_form, load_checkpoint
-from ...checkpoints.conversion import build_model
-from ...convs import switch_to_deploy
+from ...checkpoints import Loaded, load_checkpoint, load_model
 from ...errors import UserError
 from .qat import folded, is_qat, load_qat
 
@@ -39,29 +37,31 @@ def load_float(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
     if is_qat(cfg):
         model = folded(load_qat(cfg, checkpoint), cfg)
     else:
-        state_dict = read_float(checkpoint)
-        model = build_model(cfg)
-        load_any_form(model, state_dict, str(checkpoint))
-        switch_to_deploy(model)
+        model = load_float_form(cfg, checkpoint, 'deploy').model
     check_finite(model, checkpoint)
     return model
 
 
-def read_float(checkpoint: str | os.PathLike) -> Mapping[str, Tensor]:
-    """The state dict of a checkpoint that is not in int8.
+def load_float_form(cfg: Config, checkpoint: str | os.PathLike, form: str | None = None) -> Loaded:
+    """:func:`mmorepa.checkpoints.load_model` for a checkpoint that is not in int8.
 
     Raises:
-        UserError: If it is, or cannot be read.
+        UserError: If it is, or as there.
     """
     refuse_exported(checkpoint)
-    state_dict = load_checkpoint(checkpoint)['state_dict']
+    content = load_checkpoint(checkpoint)
+    refuse_int8(content['state_dict'], checkpoint)
+    return load_model(cfg, checkpoint, form, content)
+
+
+def refuse_int8(state_dict: Mapping[str, Tensor], checkpoint: str | os.PathLike) -> None:
+    """Raise a :class:`UserError` for a state dict with quantized weights."""
     for key, value in state_dict.items():
         if value.dtype in INT8:
             raise UserError(
                 f'{checkpoint} is in int8 already, {key} has {value.dtype}: '
                 'give the float checkpoint that it was made from'
             )
-    return state_dict
 
 
 def refuse_exported(checkpoint: str | os.PathLike) -> None:

@@ -21,7 +21,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...checkpoints import load_checkpoint
-from ...checkpoints.conversion import build_model
+from ...checkpoints.models import build_model
 from ...checkpoints.state_dict import misfit
 from ...convs import squeeze, switch_to_deploy
 from ...convs.kernels import fold_batch_norm

@@ -12,7 +12,7 @@ from torch.ao.nn.intrinsic.qat import freeze_bn_stats
 from torch.ao.quantization import disable_observer, enable_observer
 
 from ...checkpoints import load_any_form
-from ...checkpoints.conversion import build_model
+from ...checkpoints.models import build_model
 from ...errors import UserError
 from .qat import float_config, with_fake_quantization
 
@@ -36,6 +36,9 @@ class QATHook(Hook):
     Raises:
         UserError: If ``freeze_at`` is not between 0 and 1.
     """
+
+    # Before it is asked whether the checkpoint fits.
+    priority = 'VERY_HIGH'
 
     def __init__(self, freeze_at: float = 0.75):
         if not 0 <= freeze_at <= 1:

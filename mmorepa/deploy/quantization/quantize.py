@@ -12,12 +12,12 @@ from torch import nn
 
 from ...checkpoints.conversion import count_bytes
 from ...checkpoints.files import written_whole
+from ...engine.data import seed_of
 from ...errors import UserError
 from .calibration import calibration_images
 from .evaluation import TestSet
 from .executor import open_int8, replaced_network
 from .float_model import load_float
-from .loaders import seed_of
 from .onnxruntime_backend import quantize_onnx
 from .qat import int8_qat_backbone, is_qat, load_qat
 from .settings import Settings

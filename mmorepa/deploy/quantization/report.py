@@ -14,17 +14,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ...checkpoints import load_any_form
-from ...checkpoints.conversion import build_model
 from ...checkpoints.files import written_whole
-from ...checkpoints.forms import form_of
 from ...convs import squeeze
+from ...engine.data import seed_of
 from ...errors import UserError
 from .calibration import calibration_images
 from .evaluation import TestSet, main_metric
-from .float_model import load_float, read_float
+from .float_model import load_float, load_float_form
 from .layers import Layer, Measurement, measure
-from .loaders import seed_of
 from .plots import draw_layers, draw_ranges
 from .qat import is_qat
 
@@ -109,9 +106,8 @@ def squeezed_form(cfg: Config, checkpoint: str | os.PathLike):
     """The squeezed form of a checkpoint; None if its BatchNorms are folded or being trained in."""
     if is_qat(cfg):
         return None
-    model = build_model(cfg)
-    load_any_form(model, read_float(checkpoint), str(checkpoint))
-    return None if form_of(model) == 'deploy' else squeeze(model)
+    loaded = load_float_form(cfg, checkpoint)
+    return None if loaded.form == 'deploy' else squeeze(loaded.model)
 
 
 def _progress(layers: Sequence) -> Iterator:

@@ -16,11 +16,11 @@ import torch
 from mmengine.config import Config
 
 from ...backbones.reparam_resnet import ReparamResNetMixin
-from ...checkpoints.conversion import build_model
+from ...checkpoints.models import build_model
 from ...errors import UserError
 from ..benchmark import command as benchmark
+from ..benchmark.measuring import Study
 from ..benchmark.plan import NetworkCase, Setup, ladder
-from ..benchmark.study import Study
 from ..benchmark.subjects import Subject
 
 RESULTS = 'budget.json'

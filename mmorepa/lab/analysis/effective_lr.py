@@ -45,7 +45,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from ...convs import OREPAConv2d, squeeze
-from ...convs.orepa.block import DeepLinearStem
+from ...convs.blocks.branch_kernels import kind_of
 from ...engine.quiet import quiet_mmengine
 from ...engine.squeezed_step import trained_through_branches
 from ...errors import UserError
@@ -144,13 +144,6 @@ def blocks_of(model: nn.Module) -> dict[str, OREPAConv2d]:
             'in training form'
         )
     return blocks
-
-
-def kind_of(block: OREPAConv2d) -> str:
-    """``'stem'`` for a deep linear stem, else the kernel's size as ``'3x3'``."""
-    if isinstance(block.kernel, DeepLinearStem):
-        return 'stem'
-    return '{}x{}'.format(*block.kernel_size)
 
 
 def kernel_step(kernel: nn.Module, gradient: Tensor, rates: Mapping[str, float]) -> Tensor:

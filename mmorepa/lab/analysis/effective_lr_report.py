@@ -1,4 +1,4 @@
-"""The effective learning rates of a config's network: measured, shown, and put into a config."""
+"""The effective learning rates of a config's network, as a report and as a config."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -16,12 +17,12 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from ...checkpoints.files import written_whole
-from ...engine.networks import load_data, load_network
+from ...engine.data import build_loader
 from ...errors import UserError
-from .. import report as output
+from ..drawing import COLOURS, GREY, grid, legend_below, logarithmic, new_figure, rows_down
+from ..network import load_network
+from ..scaffold import Column, Report, write_text
 from .effective_lr import NUMBERS, Layer, blocks_of, measure
 
 CONSTRUCTOR = 'OREPAOptimWrapperConstructor'
@@ -33,13 +34,12 @@ LIKE = dict(
     relative='the other blocks, sizes of kernels aside (their median relative step)',
 )
 
-#: Colours that colour-blind readers can tell apart, by the kind of kernel.
-COLOURS = {'stem': '#d55e00', '3x3': '#0072b2', '1x1': '#009e73'}
-OTHER_COLOUR = '#555555'
+#: Colours of the kinds of kernels that are met often.
+COLOUR_OF = {'stem': COLOURS[1], '3x3': COLOURS[0], '1x1': COLOURS[2]}
 
 
 @dataclass(frozen=True)
-class Report:
+class StepReport(Report):
     """What was measured on a config's network.
 
     Attributes:
@@ -56,6 +56,16 @@ class Report:
     batches: int
     layers: list[Layer]
     lr_mults: dict[str, float]
+
+    caption = (
+        'median over the batches, ± half the range; a plain convolution has gain, along and '
+        'cosine 1;\nrelative is the step over the length of the kernel'
+    )
+
+    @property
+    def what(self) -> str:
+        """What was measured: config, checkpoint and batches."""
+        return f'{self.config}, {self.checkpoint}, {self.batches} batches'
 
     def stem(self, number: str = 'gain') -> float:
         """One of :data:`NUMBERS` for the stem, the median over the batches; NaN where none is."""
@@ -97,8 +107,110 @@ class Report:
             )
         return {kind: float(f'{mult * factor:.2g}') for kind, mult in self.lr_mults.items()}
 
+    def heading(self) -> str:
+        return f'one SGD step of {self.what}'
 
-def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int = 4) -> Report:
+    def columns(self) -> list[Column]:
+        def cell(layer: Layer, number: str) -> str:
+            if layer.frozen:
+                return 'frozen' if number == NUMBERS[0] else ''
+            return format_spread(layer.spread(number))
+
+        return [
+            Column('layer', lambda layer: layer.name, left=True),
+            Column('kernel', lambda layer: layer.kind, left=True),
+            Column('shape', lambda layer: 'x'.join(map(str, layer.shape)), left=True),
+            *[Column(number, partial(cell, number=number)) for number in NUMBERS],
+        ]
+
+    def stands_out(self, row: Layer) -> bool:
+        return row.kind == 'stem'
+
+    def summary(self) -> list[str]:
+        lines = self.findings()
+        for like, meaning in LIKE.items():
+            try:
+                lines.append(f'to step like {meaning}: {format_mults(self.suggest(like))}')
+            except UserError as error:
+                if like == 'plain':
+                    return [*lines, str(error)]
+        return lines
+
+    def findings(self) -> list[str]:
+        """The stem's numbers and the other blocks', a line each, as far as there are any."""
+        lines = []
+        if not math.isnan(self.stem()):
+            lines.append(
+                f'stem: gain {self.stem():.3g}, relative {self.stem("relative"):.3g}, '
+                f'under {format_mults(self.lr_mults)}'
+            )
+        if not math.isnan(self.others()):
+            lines.append(
+                f'other blocks, median: gain {self.others():.3g}, '
+                f'relative {self.others("relative"):.3g}'
+            )
+        return lines
+
+    def content(self) -> dict:
+        suggested = {}
+        for like in LIKE:
+            with contextlib.suppress(UserError):
+                suggested[like] = self.suggest(like)
+        return dict(
+            config=self.config,
+            checkpoint=self.checkpoint,
+            batches=self.batches,
+            lr_mults=self.lr_mults,
+            suggested=suggested,
+            layers=[asdict(layer) for layer in self.layers],
+        )
+
+    def draw(self) -> Figure:
+        figure = new_figure(12, 2.4 + 0.2 * len(self.layers))
+        left, right = figure.subplots(1, 2, sharey=True)
+        self.draw_number(left, 'gain')
+        self.draw_number(right, 'relative')
+        look = dict(color='black', linewidth=1)
+        left.axvline(1, label='a plain convolution with that kernel', **look)
+        left.set_xlabel('gain: length of the step, over that of a plain convolution')
+        right.set_xlabel('relative step: length of the step, over that of the kernel')
+        rows_down(left, [layer.name + ' (frozen)' * layer.frozen for layer in self.layers])
+        figure.suptitle(
+            f'How far one SGD step moves each generated kernel\n{self.what}', fontsize=10
+        )
+        legend_below(figure, left, right)
+        return figure
+
+    def draw_number(self, axes: Axes, number: str) -> None:
+        """Draw one number of each layer: a point for the median, a line from lowest to highest."""
+        for row, layer in enumerate(self.layers):
+            low, mid, high = layer.spread(number)
+            if math.isnan(mid) or mid == 0:
+                continue
+            colour = COLOUR_OF.get(layer.kind, GREY)
+            axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle='butt')
+            label = 'deep linear stem' if layer.kind == 'stem' else f'{layer.kind} block'
+            axes.plot([mid], [row], 'o', color=colour, markersize=5, label=label + ', median')
+            if number == 'gain':
+                look = dict(color=colour, markerfacecolor='white', markersize=4)
+                axes.plot([layer.spread('along')[1]], [row], 'D', **look)
+        axes.plot([], [], color=GREY, linewidth=2, label='lowest to highest of the batches')
+        if number == 'gain':
+            look = dict(color=GREY, markerfacecolor='white')
+            axes.plot([], [], 'D', label='part of the gain along the gradient', **look)
+        if self.others(number) > 0:
+            look = dict(color='black', linewidth=1, linestyle='--')
+            axes.axvline(
+                self.others(number), label='median of the blocks other than the stem', **look
+            )
+        axes.set_xscale('log')
+        drawn = [mid for _, mid, _ in (layer.spread(number) for layer in self.layers) if mid > 0]
+        if drawn:
+            logarithmic(axes.xaxis, min(drawn), max(drawn))
+        grid(axes)
+
+
+def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int = 4) -> StepReport:
     """Measure the network of a config on batches of its training data.
 
     Args:
@@ -109,7 +221,7 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int
         batches (int): How many to run. Defaults to 4.
 
     Returns:
-        Report: See there.
+        StepReport: See there.
 
     Raises:
         UserError: If the checkpoint does not fit or is in another form, the data is not there, or
@@ -119,7 +231,7 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int
         raise UserError('the config has no train_dataloader or no optim_wrapper: wanted both')
     network = load_network(cfg, checkpoint)
     blocks_of(network.model)
-    loader = load_data(cfg, 'train_dataloader')
+    loader = build_loader(cfg, 'train_dataloader')
     count = min(batches, len(loader))
     progress = track(
         islice(loader, count),
@@ -133,34 +245,13 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int
     lr_mults = dict(stem=paramwise.get('stem', {}).get('lr_mult', 1))
     if 'lr_mult' in paramwise.get('stem_scale', {}):
         lr_mults['stem_scale'] = paramwise['stem_scale']['lr_mult']
-    return Report(
+    return StepReport(
         config=network.config,
         checkpoint=network.checkpoint,
         batches=count,
         layers=layers,
         lr_mults=lr_mults,
     )
-
-
-def table(report: Report) -> Table:
-    """The measurements as a table, a row a layer."""
-    shown = Table(
-        title=f'one SGD step of {report.config}, {report.checkpoint}, {report.batches} batches',
-        caption='median over the batches, ± half the range; a plain convolution has gain, along '
-        'and cosine 1;\nrelative is the step over the length of the kernel',
-    )
-    for column in ('layer', 'kernel', 'shape'):
-        shown.add_column(column, no_wrap=True)
-    for column in NUMBERS:
-        shown.add_column(column, justify='right', no_wrap=True)
-    for layer in report.layers:
-        numbers = [format_spread(layer.spread(number)) for number in NUMBERS]
-        if layer.frozen:
-            numbers = ['frozen', '', '', '']
-        style = 'bold' if layer.kind == 'stem' else None
-        shape = 'x'.join(map(str, layer.shape))
-        shown.add_row(layer.name, layer.kind, shape, *numbers, style=style)
-    return shown
 
 
 def format_spread(spread: Sequence[float]) -> str:
@@ -175,104 +266,9 @@ def format_spread(spread: Sequence[float]) -> str:
     return f'{middle:.3g} ±{(high - low) / middle / 2:.0%}' if middle else '0'
 
 
-def summary(report: Report) -> list[str]:
-    """What the measurements say about the stem's learning rate, a sentence a line."""
-    lines = findings(report)
-    for like, meaning in LIKE.items():
-        try:
-            lines.append(f'to step like {meaning}: {format_mults(report.suggest(like))}')
-        except UserError as error:
-            if like == 'plain':
-                return [*lines, str(error)]
-    return lines
-
-
-def findings(report: Report) -> list[str]:
-    """The stem's numbers and the other blocks', a line each, as far as there are any."""
-    lines = []
-    if not math.isnan(report.stem()):
-        lines.append(
-            f'stem: gain {report.stem():.3g}, relative {report.stem("relative"):.3g}, '
-            f'under {format_mults(report.lr_mults)}'
-        )
-    if not math.isnan(report.others()):
-        lines.append(
-            f'other blocks, median: gain {report.others():.3g}, '
-            f'relative {report.others("relative"):.3g}'
-        )
-    return lines
-
-
 def format_mults(lr_mults: Mapping[str, float]) -> str:
     """Multipliers as text: ``stem lr_mult=0.1``."""
     return ', '.join(f'{kind} lr_mult={mult:g}' for kind, mult in lr_mults.items())
-
-
-def write_json(report: Report, path: str | os.PathLike) -> None:
-    """Write all numbers; those that do not exist are null. The file is written whole or not."""
-    suggested = {}
-    for like in LIKE:
-        with contextlib.suppress(UserError):
-            suggested[like] = report.suggest(like)
-    content = dict(
-        config=report.config,
-        checkpoint=report.checkpoint,
-        batches=report.batches,
-        lr_mults=report.lr_mults,
-        suggested=suggested,
-        layers=[asdict(layer) for layer in report.layers],
-    )
-    output.write_json(content, path)
-
-
-def write_plot(report: Report, path: str | os.PathLike) -> None:
-    """Draw gain, along and relative step of each layer, as a PNG; written whole or not at all."""
-    figure = Figure(figsize=(11, 2 + 0.2 * len(report.layers)), layout='constrained', dpi=120)
-    left, right = figure.subplots(1, 2, sharey=True)
-    draw(left, report, 'gain')
-    draw(right, report, 'relative')
-    left.axvline(1, color='black', linewidth=1, label='plain convolution')
-    left.set_xlabel('gain: the step over that of a plain convolution')
-    right.set_xlabel('relative: the step over the length of the kernel')
-    names = [layer.name + ' (frozen)' * layer.frozen for layer in report.layers]
-    left.set_yticks(range(len(names)), names, fontsize=8)
-    left.set_ylim(len(names) - 0.4, -0.6)
-    figure.suptitle(
-        f'one SGD step: {report.config}, {report.checkpoint}, {report.batches} batches', fontsize=10
-    )
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=len(labels), fontsize=8)
-    output.write_figure(figure, path)
-
-
-def draw(axes: Axes, report: Report, number: str) -> None:
-    """Draw one number of each layer: a point for the median, a line from lowest to highest."""
-    for row, layer in enumerate(report.layers):
-        low, mid, high = layer.spread(number)
-        if math.isnan(mid) or mid == 0:
-            continue
-        colour = COLOURS.get(layer.kind, OTHER_COLOUR)
-        axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle='butt')
-        label = layer.kind if layer.kind not in axes.get_legend_handles_labels()[1] else None
-        axes.plot([mid], [row], 'o', color=colour, markersize=5, label=label)
-        if number == 'gain':
-            along = layer.spread('along')[1]
-            axes.plot([along], [row], 'D', color=colour, markerfacecolor='white', markersize=4)
-    if number == 'gain':
-        axes.plot(
-            [], [], 'D', color=OTHER_COLOUR, markerfacecolor='white', label='along the gradient'
-        )
-    if report.others(number) > 0:
-        axes.axvline(
-            report.others(number),
-            color='black',
-            linewidth=1,
-            linestyle='--',
-            label='median of the blocks other than the stem',
-        )
-    axes.set_xscale('log')
-    axes.grid(color='#dddddd', linewidth=0.5)
-    axes.set_axisbelow(True)
 
 
 def check_target(cfg: Config, path: str | os.PathLike, force: bool = False) -> None:
@@ -302,17 +298,17 @@ def check_target(cfg: Config, path: str | os.PathLike, force: bool = False) -> N
 
 
 def write_config(
-    report: Report, cfg: Config, path: str | os.PathLike, like: str = 'plain'
+    report: StepReport, cfg: Config, path: str | os.PathLike, like: str = 'plain'
 ) -> dict[str, float]:
     """Write a config that inherits the measured one and has the suggested multipliers.
 
     It can be trained as it is, and be a ``_base_`` of others. Written whole or not at all.
 
     Args:
-        report (Report): Of ``cfg``.
+        report (StepReport): Of ``cfg``.
         cfg (Config): The config to inherit.
         path (str | os.PathLike): The file to write; see :func:`check_target`.
-        like (str): See :meth:`Report.suggest`.
+        like (str): See :meth:`StepReport.suggest`.
 
     Returns:
         dict[str, float]: The multipliers in it.
@@ -324,7 +320,7 @@ def write_config(
     path = Path(path)
     base = Path(os.path.relpath(Path(cfg.filename).resolve(), path.parent.resolve())).as_posix()
     rules = ', '.join(f'{kind}=dict(lr_mult={mult:g})' for kind, mult in mults.items())
-    measured = '\n# '.join(findings(report))
+    measured = '\n# '.join(report.findings())
     text = f"""\
 # Written by tools/analyze.py effective-lr, which found on {report.batches} batches of
 # {report.config}, {report.checkpoint}:
@@ -338,8 +334,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict({rules}),
 )
 """
-    with written_whole(path) as temporary:
-        temporary.write_text(text)
+    write_text(text, path)
     return mults
 
 

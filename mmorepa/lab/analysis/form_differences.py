@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...checkpoints.probing import compare_forms
+from ...checkpoints.comparing import compare_forms
 from ...convs import Agreement, switch_to_deploy
 from ...convs.blocks.branch_kernels import named_blocks
 from ...convs.convert.squeezing import foldable_norms
@@ -30,7 +30,7 @@ from ...convs.convert.squeezing import foldable_norms
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two outputs of one layer; the largest over all calls.
+    """How far two outputs of one layer are apart, the largest over all calls.
 
     Attributes:
         max_abs (float): Largest difference of any number; NaN where there is a NaN, or nothing
@@ -58,7 +58,7 @@ class Layer:
         follows (bool): Whether the BatchNorm ran on the convolution's output, and right after it.
         calls (int): How often the layer ran.
         alone (Difference): See the module's text.
-        so_far (Difference): Likewise.
+        so_far (Difference): See the module's text.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Layer:
 
 
 def difference(first: Tensor, second: Tensor) -> Difference:
-    """How far ``second`` is from ``first``; of one shape."""
+    """How far ``second`` is from ``first``, which has the same shape."""
     if first.shape != second.shape or not first.numel():
         return NOTHING
     max_abs = (first.double() - second.double()).abs().max().item()
@@ -80,7 +80,7 @@ def difference(first: Tensor, second: Tensor) -> Difference:
 
 
 def worse(first: Difference, second: Difference) -> Difference:
-    """Of two differences of a layer the larger, number by number; one of nothing counts not."""
+    """The larger of two differences of a layer, number by number, as far as there are any."""
     if first is NOTHING or second is NOTHING:
         return second if first is NOTHING else first
     pairs = zip((first.max_abs, first.relative), (second.max_abs, second.relative))

@@ -1,4 +1,4 @@
-"""Where the forms of a config's network part: measured, shown, written."""
+"""Where the training form and the deploy form of a config's network part, as a report."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from rich.table import Table
 from torch import Tensor, nn
 
+from ...checkpoints.comparing import probe_image
 from ...checkpoints.forms import form_of
-from ...checkpoints.probing import probe_image
 from ...convs import Agreement
 from ...convs.convert.squeezing import TOLERANCE
-from ...engine.networks import load_data, load_network
+from ...engine.data import build_loader
 from ...errors import UserError
-from .. import report as output
+from ..drawing import COLOURS, grid, legend_above, new_figure, rows_down
+from ..network import load_network
+from ..scaffold import Column, Report, short
 from .form_differences import Difference, Layer, compare_layers
 
 #: How many layers a sentence names.
@@ -28,7 +29,7 @@ LEAST = 1e-9
 
 
 @dataclass(frozen=True)
-class Report:
+class FormsReport(Report):
     """Both forms, layer by layer.
 
     Attributes:
@@ -43,14 +44,117 @@ class Report:
     layers: list[Layer]
     agreement: Agreement
 
+    caption = (
+        'alone: the folded convolution on the input that the training form has there; so far: all '
+        'layers up to here;\nrelative to the largest output; gain: the largest factor by which '
+        'the BatchNorm scales a channel'
+    )
+
     def worst(self, what: str) -> list[Layer]:
         """The layers that ran, those that differ most in front.
 
         Args:
             what (str): ``'alone'`` or ``'so_far'``.
         """
-        found = [layer for layer in self.layers if layer.calls]
-        return sorted(found, key=lambda layer: badness(layer, what), reverse=True)
+        return sorted(self.rows(), key=lambda layer: badness(layer, what), reverse=True)
+
+    def at_fault(self) -> list[Layer]:
+        """The layers that differ alone by more than ``convert.py`` lets pass, the worst first."""
+        return [layer for layer in self.worst('alone') if self.stands_out(layer)]
+
+    def heading(self) -> str:
+        return f'training and deploy form of {self.title}, on {self.images}'
+
+    def columns(self) -> list[Column]:
+        return [
+            Column('layer', lambda layer: short(layer.name), left=True),
+            Column('block', lambda layer: layer.kind, left=True),
+            Column('alone', lambda layer: format_difference(layer.alone)[0]),
+            Column('relative', lambda layer: format_difference(layer.alone)[1]),
+            Column('so far', lambda layer: format_difference(layer.so_far)[0]),
+            Column('relative', lambda layer: format_difference(layer.so_far)[1]),
+            Column('gain', lambda layer: '-' if math.isnan(layer.gain) else f'{layer.gain:.3g}'),
+            Column('', lambda layer: 'DIFFERS' if self.stands_out(layer) else ''),
+        ]
+
+    def rows(self) -> list[Layer]:
+        return [layer for layer in self.layers if layer.calls]
+
+    def stands_out(self, row: Layer) -> bool:
+        return not badness(row, 'alone') <= TOLERANCE
+
+    def summary(self) -> list[str]:
+        lines = []
+        for what, text in (('alone', 'by themselves'), ('so_far', 'with all before them')):
+            worst = ', '.join(
+                f'{layer.name} {format_difference(getattr(layer, what))[1]}'
+                for layer in self.worst(what)[:WORST]
+            )
+            lines.append(f'differ most {text} (relative): {worst or "no layer ran"}')
+        for layer in self.at_fault():
+            if not layer.follows:
+                lines.append(
+                    f'{layer.name}: the BatchNorm held behind it does not run on its output, and '
+                    'was folded into it all the same; let the module hold both in the order in '
+                    'which they run'
+                )
+        skipped = [layer.name for layer in self.layers if not layer.calls]
+        if skipped:
+            lines.append(f'did not run: {", ".join(skipped)}')
+        within = self.agreement.within(TOLERANCE)
+        verdict = 'within' if within else 'beyond'
+        lines.append(f'raw outputs: {self.agreement}; {verdict} the {TOLERANCE:.0e} of convert.py')
+        if not within and not self.at_fault():
+            lines.append(
+                'no layer differs by itself by more than that: small differences grow on their '
+                'way, or something outside of these layers differs'
+            )
+        return lines
+
+    def content(self) -> dict:
+        return dict(
+            network=self.title,
+            images=self.images,
+            agreement=dict(
+                asdict(self.agreement), within_tolerance=self.agreement.within(TOLERANCE)
+            ),
+            tolerance=TOLERANCE,
+            differs=[layer.name for layer in self.at_fault()],
+            layers=list(map(asdict, self.layers)),
+        )
+
+    def draw(self) -> Figure:
+        layers = self.rows()
+        figure = new_figure(10, 2.4 + 0.2 * len(layers))
+        axes = figure.subplots()
+        for what, text, mark, colour in (
+            ('alone', 'the layer alone, on the same input', 'o', COLOURS[0]),
+            ('so_far', 'all layers up to here', 's', COLOURS[5]),
+        ):
+            found = [(getattr(layer, what).relative, row) for row, layer in enumerate(layers)]
+            found = [(max(value, LEAST), row) for value, row in found if math.isfinite(value)]
+            if found:
+                axes.plot(*zip(*found), mark, color=colour, markersize=5, label=text)
+        lost = [row for row, layer in enumerate(layers) if math.isinf(badness(layer, 'alone'))]
+        if lost:
+            look = dict(color=COLOURS[1], markersize=8, label='NaN, or not its BatchNorm')
+            axes.plot([1] * len(lost), lost, 'X', **look)
+        look = dict(color='black', linestyle='--', linewidth=1)
+        axes.axvline(TOLERANCE, label='convert.py refuses a network beyond this', **look)
+        axes.set_xscale('log')
+        axes.set_xlabel(
+            'largest difference between the outputs of both forms, over the largest output\n'
+            f'({LEAST:.0e} stands for whatever is smaller)'
+        )
+        rows_down(axes, [short(layer.name) for layer in layers])
+        grid(axes)
+        legend_above(axes)
+        figure.suptitle(
+            f'How far training form and deploy form differ, layer by layer\n{self.title}, on '
+            f'{self.images}\nfinal outputs: {self.agreement}',
+            fontsize=9,
+        )
+        return figure
 
 
 def badness(layer: Layer, what: str) -> float:
@@ -59,12 +163,17 @@ def badness(layer: Layer, what: str) -> float:
     return math.inf if math.isnan(relative) or not layer.follows else relative
 
 
+def format_difference(found: Difference) -> tuple[str, str]:
+    """The absolute and the relative difference as text."""
+    return tuple('-' if math.isnan(n) else f'{n:.1e}' for n in (found.max_abs, found.relative))
+
+
 def study(
     cfg: Config,
     checkpoint: str | os.PathLike | None = None,
     from_data: bool = False,
     probe_size: int = 224,
-) -> Report:
+) -> FormsReport:
     """Compare both forms of a config's network.
 
     Args:
@@ -76,11 +185,11 @@ def study(
         probe_size (int): Height and width of that in pixels. Defaults to 224.
 
     Returns:
-        Report: See there.
+        FormsReport: See there.
 
     Raises:
         UserError: If the network is in deploy form, the data is not there, or see
-            :func:`mmorepa.engine.networks.load_network`.
+            :func:`mmorepa.lab.network.load_network`.
     """
     network = load_network(cfg, checkpoint, training_form=False)
     model = network.model
@@ -95,128 +204,12 @@ def study(
     else:
         images = probe_image(probe_size).to(next(model.parameters()).device)
         text = f'a random image of {probe_size} x {probe_size}'
-    return Report(str(network), text, *compare_layers(model, images))
+    return FormsReport(str(network), text, *compare_layers(model, images))
 
 
 def first_batch(cfg: Config, model: nn.Module) -> Tensor:
     """The first batch of the test data as the network gets it, (N, 3, H, W)."""
-    batch = next(iter(load_data(cfg, 'test_dataloader')))
+    batch = next(iter(build_loader(cfg, 'test_dataloader')))
     data = model.data_preprocessor(batch, False)
     images = data['inputs'] if isinstance(data, Mapping) else data[0]
     return images.to(next(model.parameters()).device)
-
-
-def table(report: Report) -> Table:
-    """A row a layer that ran."""
-    shown = Table(
-        title=f'training and deploy form of {report.title}, on {report.images}',
-        caption='alone: the folded convolution on the input that the training form has there; so '
-        'far: all layers up to here;\nrelative to the largest output; gain: the largest factor by '
-        'which the BatchNorm scales a channel',
-    )
-    for column in ('layer', 'block'):
-        shown.add_column(column, no_wrap=True)
-    for column in ('alone', 'relative', 'so far', 'relative', 'gain', ''):
-        shown.add_column(column, justify='right', no_wrap=True)
-    marked = {layer.name for layer in at_fault(report)}
-    for layer in report.layers:
-        if not layer.calls:
-            continue
-        shown.add_row(
-            output.short(layer.name),
-            layer.kind,
-            *format_difference(layer.alone),
-            *format_difference(layer.so_far),
-            '-' if math.isnan(layer.gain) else f'{layer.gain:.3g}',
-            'DIFFERS' if layer.name in marked else '',
-            style='bold' if layer.name in marked else None,
-        )
-    return shown
-
-
-def format_difference(found: Difference) -> tuple[str, str]:
-    """Absolute and relative."""
-    return tuple('-' if math.isnan(n) else f'{n:.1e}' for n in (found.max_abs, found.relative))
-
-
-def at_fault(report: Report) -> list[Layer]:
-    """The layers that differ by themselves by more than ``convert.py`` lets pass, worst first."""
-    return [layer for layer in report.worst('alone') if not badness(layer, 'alone') <= TOLERANCE]
-
-
-def summary(report: Report) -> list[str]:
-    """Which layers are worst, and what comes of it in the end, a sentence a line."""
-    lines = []
-    for what, text in (('alone', 'by themselves'), ('so_far', 'with all before them')):
-        worst = ', '.join(
-            f'{layer.name} {format_difference(getattr(layer, what))[1]}'
-            for layer in report.worst(what)[:WORST]
-        )
-        lines.append(f'differ most {text} (relative): {worst or "no layer ran"}')
-    for layer in at_fault(report):
-        if not layer.follows:
-            lines.append(
-                f'{layer.name}: the BatchNorm held behind it does not run on its output, and was '
-                'folded into it all the same; let the module hold both in the order in which '
-                'they run'
-            )
-    skipped = [layer.name for layer in report.layers if not layer.calls]
-    if skipped:
-        lines.append(f'did not run: {", ".join(skipped)}')
-    within = report.agreement.within(TOLERANCE)
-    verdict = 'within' if within else 'beyond'
-    lines.append(f'raw outputs: {report.agreement}; {verdict} the {TOLERANCE:.0e} of convert.py')
-    if not within and not at_fault(report):
-        lines.append(
-            'no layer differs by itself by more than that: small differences grow on their way, '
-            'or something outside of these layers differs'
-        )
-    return lines
-
-
-def write_json(report: Report, path: str | os.PathLike) -> None:
-    """Write all numbers; whole or not at all."""
-    output.write_json(
-        dict(
-            network=report.title,
-            images=report.images,
-            agreement=dict(
-                asdict(report.agreement), within_tolerance=report.agreement.within(TOLERANCE)
-            ),
-            tolerance=TOLERANCE,
-            differs=[layer.name for layer in at_fault(report)],
-            layers=list(map(asdict, report.layers)),
-        ),
-        path,
-    )
-
-
-def write_plot(report: Report, path: str | os.PathLike) -> None:
-    """Draw both relative differences of each layer, as a PNG; written whole or not at all."""
-    layers = [layer for layer in report.layers if layer.calls]
-    figure = Figure(figsize=(10, 2.2 + 0.2 * len(layers)), layout='constrained', dpi=110)
-    axes = figure.subplots()
-    for what, text, mark, colour in (
-        ('alone', 'the layer alone', 'o', output.COLOURS[0]),
-        ('so_far', 'all layers up to here', 's', output.COLOURS[5]),
-    ):
-        found = [(getattr(layer, what).relative, row) for row, layer in enumerate(layers)]
-        found = [(max(value, LEAST), row) for value, row in found if math.isfinite(value)]
-        if found:
-            axes.plot(*zip(*found), mark, color=colour, markersize=5, label=text)
-    for row, layer in enumerate(layers):
-        if math.isinf(badness(layer, 'alone')):
-            axes.plot([1], [row], 'X', color=output.COLOURS[1], markersize=8)
-    axes.axvline(TOLERANCE, color='black', linestyle='--', linewidth=1, label='convert.py refuses')
-    axes.set_xscale('log')
-    axes.set_xlabel(f'largest difference over the largest output ({LEAST:.0e} stands for less)')
-    axes.set_yticks(range(len(layers)), [output.short(layer.name) for layer in layers], fontsize=8)
-    axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.grid(color='#dddddd', linewidth=0.5)
-    axes.set_axisbelow(True)
-    output.legend_above(axes)
-    figure.suptitle(
-        f'training and deploy form: {report.title}\non {report.images}; {report.agreement}',
-        fontsize=9,
-    )
-    output.write_figure(figure, path)

@@ -1,4 +1,4 @@
-"""What the frequency prior contributes to a network's kernels: measured, shown, written."""
+"""What the frequency prior contributes to a network's kernels, as a report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from mmengine.config import Config
-from rich.table import Table
 
 from ...convs.blocks.branch_kernels import branch_sums, measure
 from ...convs.orepa.branches import Prior
-from ...engine.networks import load_network
 from ...errors import UserError
-from .. import report as output
+from ..drawing import COLOURS, draw_matrix, layers_along, legend_above, new_figure, spread_out
+from ..network import load_network
+from ..scaffold import Column, Report, mean_of, short
 from .spectrum import (
     Filter,
     Spectrum,
@@ -25,12 +25,12 @@ from .spectrum import (
 )
 from .spectrum import measure as measure_spectra
 
-#: Layers whose spectra are drawn.
-SPECTRA = 4
+#: Layers whose spectra are drawn, and filters.
+SPECTRA, FILTERS = 4, 8
 
 
 @dataclass(frozen=True)
-class Report:
+class SpectrumReport(Report):
     """What the frequency prior contributes.
 
     Attributes:
@@ -46,8 +46,85 @@ class Report:
     priors: dict[str, float]
     filters: dict[str, list[Filter]]
 
+    caption = (
+        'change: length of what the prior adds, over the length of the kernel; constant: energy '
+        'at frequency (0, 0);\nalong one axis: at (u, 0) and (0, v), where the prior has its '
+        'filters; parts of the energy with the prior, and without it'
+    )
 
-def study(cfg: Config, checkpoint: str | os.PathLike | None = None) -> Report:
+    def heading(self) -> str:
+        return f'frequency prior of {self.title}'
+
+    def columns(self) -> list[Column]:
+        return [
+            Column('layer', lambda found: short(found.name), left=True),
+            Column('kernel', lambda found: found.kind, left=True),
+            Column('change', lambda found: f'{found.size:.2%}'),
+            Column('constant', lambda found: f'{constant_share(found.whole):.2%}'),
+            Column('without', lambda found: f'{constant_share(found.without):.2%}'),
+            Column('along one axis', lambda found: f'{rows_and_columns_share(found.whole):.2%}'),
+            Column('without', lambda found: f'{rows_and_columns_share(found.without):.2%}'),
+        ]
+
+    def rows(self) -> list[Spectrum]:
+        return self.spectra
+
+    def summary(self) -> list[str]:
+        sizes = {spectrum.name: spectrum.size for spectrum in self.spectra}
+        largest = max(sizes, key=sizes.get)
+        lines = [
+            f'the prior changes a kernel by {mean_of(sizes.values()):.2%} of its length in the '
+            f'mean, most in {largest}: {sizes[largest]:.2%}'
+        ]
+        for key, filters in self.filters.items():
+            counts = ', '.join(f'{found.text} in {found.channels}' for found in filters)
+            lines.append(f'filters of {key}: {counts}')
+        return lines
+
+    def content(self) -> dict:
+        return dict(
+            network=self.title,
+            layers=[dict(asdict(spectrum), size=spectrum.size) for spectrum in self.spectra],
+            prior_shares=self.priors,
+            filters={key: list(map(asdict, found)) for key, found in self.filters.items()},
+        )
+
+    def draw(self) -> Figure:
+        chosen = [self.spectra[i] for i in spread_out(len(self.spectra), SPECTRA)]
+        figure = new_figure(14, 13.5)
+        above, middle, below = figure.subfigures(3, 1, height_ratios=(2.4, 0.75, 1))
+        draw_spectra(above, chosen)
+        draw_filters(middle, *next(iter(self.filters.items())))
+        left, right = below.subplots(1, 2)
+        names = [spectrum.name for spectrum in self.spectra]
+        rows = range(len(names))
+        left.bar(rows, [100 * spectrum.size for spectrum in self.spectra], color=COLOURS[0])
+        left.set_ylim(0, max(left.get_ylim()[1], 1))
+        left.set_ylabel("length of what the prior adds,\n% of the kernel's length")
+        layers_along(left, names)
+        for part, label, colour in (
+            (constant_share, 'at frequency (0, 0)', COLOURS[0]),
+            (rows_and_columns_share, 'in waves along one axis', COLOURS[1]),
+        ):
+            for energy, style, suffix in (
+                ('whole', 'o-', ''),
+                ('without', 's:', ', without the prior'),
+            ):
+                values = [100 * part(getattr(spectrum, energy)) for spectrum in self.spectra]
+                right.plot(rows, values, style, color=colour, markersize=4, label=label + suffix)
+        right.set_ylabel("% of the kernel's energy")
+        right.set_ylim(bottom=0)
+        legend_above(right, 2)
+        layers_along(right, names)
+        figure.suptitle(
+            'What the frequency prior, one of the branches, contributes to the kernels\n'
+            f'{self.title}',
+            fontsize=11,
+        )
+        return figure
+
+
+def study(cfg: Config, checkpoint: str | os.PathLike | None = None) -> SpectrumReport:
     """Measure the spectrum of each kernel with and without its frequency prior.
 
     Args:
@@ -56,11 +133,11 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None) -> Report:
             starts, where the prior contributes nothing: its scale starts at zero.
 
     Returns:
-        Report: See there.
+        SpectrumReport: See there.
 
     Raises:
         UserError: If no block has a frequency prior, or see
-            :func:`mmorepa.engine.networks.load_network`.
+            :func:`mmorepa.lab.network.load_network`.
     """
     network = load_network(cfg, checkpoint)
     spectra = measure_spectra(network.model)
@@ -78,91 +155,7 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None) -> Report:
                 sizes = branch.kernel_size, branch.out_channels
                 key = f'{sizes[0]}x{sizes[0]}, {sizes[1]} channels'
                 filters[key] = distinct_filters(sizes[1], sizes[0])
-    return Report(str(network), spectra, priors, filters)
-
-
-def table(report: Report) -> Table:
-    """A row a kernel: how much the prior changes it, and the energy at some frequencies."""
-    shown = Table(
-        title=f'frequency prior of {report.title}',
-        caption='change: length of what the prior adds, over the length of the kernel; constant: '
-        'energy at frequency (0, 0);\nalong one axis: at (u, 0) and (0, v), where the prior has '
-        'its filters; parts of the energy with the prior, and without it',
-    )
-    columns = ('change', 'constant', 'without', 'along one axis', 'without')
-    for column in ('layer', 'kernel'):
-        shown.add_column(column, no_wrap=True)
-    for column in columns:
-        shown.add_column(column, justify='right', no_wrap=True)
-    for spectrum in report.spectra:
-        parts = [
-            f'{part(energy):.2%}'
-            for part in (constant_share, rows_and_columns_share)
-            for energy in (spectrum.whole, spectrum.without)
-        ]
-        shown.add_row(output.short(spectrum.name), spectrum.kind, f'{spectrum.size:.2%}', *parts)
-    return shown
-
-
-def summary(report: Report) -> list[str]:
-    """Where the prior contributes most, and which of its filters differ, a sentence a line."""
-    sizes = {spectrum.name: spectrum.size for spectrum in report.spectra}
-    largest = max(sizes, key=sizes.get)
-    lines = [
-        f'the prior changes a kernel by {output.mean_of(sizes.values()):.2%} of its length in the '
-        f'mean, most in {largest}: {sizes[largest]:.2%}'
-    ]
-    for key, filters in report.filters.items():
-        counts = ', '.join(f'{found.text} in {found.channels}' for found in filters)
-        lines.append(f'filters of {key}: {counts}')
-    return lines
-
-
-def write_json(report: Report, path: str | os.PathLike) -> None:
-    """Write all numbers; whole or not at all."""
-    output.write_json(
-        dict(
-            network=report.title,
-            layers=[dict(asdict(spectrum), size=spectrum.size) for spectrum in report.spectra],
-            prior_shares=report.priors,
-            filters={key: list(map(asdict, found)) for key, found in report.filters.items()},
-        ),
-        path,
-    )
-
-
-def write_plot(report: Report, path: str | os.PathLike) -> None:
-    """Draw some spectra, the prior's filters, and what it changes over depth, as a PNG.
-
-    Written whole or not at all.
-    """
-    chosen = [report.spectra[i] for i in output.spread_out(len(report.spectra), SPECTRA)]
-    figure = Figure(figsize=(14, 13), layout='constrained', dpi=110)
-    above, middle, below = figure.subfigures(3, 1, height_ratios=(2.4, 0.75, 1))
-    draw_spectra(above, chosen)
-    key, filters = next(iter(report.filters.items()))
-    draw_filters(middle, key, filters)
-    left, right = below.subplots(1, 2)
-    names = [spectrum.name for spectrum in report.spectra]
-    rows = range(len(names))
-    left.bar(rows, [100 * spectrum.size for spectrum in report.spectra], color=output.COLOURS[0])
-    left.set_ylim(0, max(left.get_ylim()[1], 1))
-    left.set_ylabel("what the prior adds,\n% of the kernel's length")
-    output.mark_layers(left, names)
-    for part, label, colour in (
-        (constant_share, 'constant', output.COLOURS[0]),
-        (rows_and_columns_share, 'along one axis', output.COLOURS[1]),
-    ):
-        for energy, style, suffix in (('whole', 'o-', ''), ('without', 's:', ', without prior')):
-            values = [100 * part(getattr(spectrum, energy)) for spectrum in report.spectra]
-            look = dict(color=colour, markersize=4, label=label + suffix)
-            right.plot(rows, values, style, **look)
-    right.set_ylabel('% of the energy')
-    right.set_ylim(bottom=0)
-    output.legend_above(right, 4)
-    output.mark_layers(right, names)
-    figure.suptitle(f'frequency prior of {report.title}', fontsize=11)
-    output.write_figure(figure, path)
+    return SpectrumReport(str(network), spectra, priors, filters)
 
 
 def draw_spectra(figure: SubFigure, chosen: list[Spectrum]) -> None:
@@ -172,12 +165,13 @@ def draw_spectra(figure: SubFigure, chosen: list[Spectrum]) -> None:
         for axes, energy, text in zip(
             column,
             (spectrum.whole, spectrum.without, spectrum.change),
-            ('with the prior', 'without it', 'what it adds'),
+            ('whole kernel', 'kernel without the prior', 'what the prior adds'),
         ):
             draw_spectrum(axes, shares(energy))
-            axes.set_title(f'{output.short(spectrum.name)}: {text}', fontsize=9)
-    figure.supylabel('frequency down the rows; in the boxes % of the energy', fontsize=9)
-    figure.supxlabel('frequency along the columns', fontsize=9)
+            axes.set_title(f'{short(spectrum.name)}: {text}', fontsize=9)
+    figure.suptitle('Energy at each frequency of the cosine transform (DCT-II), in %', fontsize=9)
+    figure.supylabel('frequency u down the rows', fontsize=9)
+    figure.supxlabel('frequency v along the columns', fontsize=9)
 
 
 def draw_spectrum(axes: Axes, parts: list[list[float]]) -> None:
@@ -187,14 +181,8 @@ def draw_spectrum(axes: Axes, parts: list[list[float]]) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    highest = max(map(max, parts))
-    axes.imshow(parts, cmap='viridis', vmin=0, vmax=highest)
-    for i, row in enumerate(parts):
-        for j, value in enumerate(row):
-            colour = 'black' if value > 0.6 * highest else 'white'
-            text = output.format_number(100 * value, 1)
-            size = 9 if len(parts) <= 3 else 6
-            axes.text(j, i, text, ha='center', va='center', fontsize=size, color=colour)
+    parts = [[100 * value for value in row] for row in parts]
+    draw_matrix(axes, parts, 0, max(map(max, parts)), digits=1, size=9 if len(parts) <= 3 else 6)
     axes.set_xticks(range(len(parts)))
     axes.set_yticks(range(len(parts)))
     axes.tick_params(labelsize=7)
@@ -202,21 +190,13 @@ def draw_spectrum(axes: Axes, parts: list[list[float]]) -> None:
 
 def draw_filters(figure: SubFigure, key: str, filters: list[Filter]) -> None:
     """Draw the filters of the prior that differ, with how many channels have each."""
-    shown = filters[:8]
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, found in zip(panels, shown):
-        axes.imshow(found.values, cmap='RdBu_r', vmin=-1, vmax=1)
-        for i, row in enumerate(found.values):
-            for j, value in enumerate(row):
-                text = output.format_number(value, 2)
-                colour = 'white' if abs(value) > 0.6 else 'black'
-                axes.text(j, i, text, ha='center', va='center', fontsize=8, color=colour)
-        axes.set_title(f'{found.text}: {found.channels}', fontsize=9)
-        axes.set_xticks([])
-        axes.set_yticks([])
+    shown = filters[:FILTERS]
+    for axes, found in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
+        draw_matrix(axes, found.values, -1, 1)
+        axes.set_title(f'{found.text}: {found.channels} channels', fontsize=9)
     more = '' if len(filters) == len(shown) else f', the first {len(shown)}'
     figure.suptitle(
-        f'filters of the prior that differ by more than their sign, with their channels; {key}'
-        f'{more}',
+        f'The fixed filters of the prior, {key}: those that differ by more than their sign{more}. '
+        '"rows 1" is a wave of frequency 1 down the rows',
         fontsize=9,
     )

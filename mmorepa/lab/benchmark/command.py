@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from ...errors import UserError
-from . import targets
+from .measuring import Study
+from .pictures import write_pictures
 from .plan import (
     BETWEEN_PROCESSES,
     MEASURES,
@@ -23,27 +24,29 @@ from .plan import (
     for_kernels,
     ladder,
 )
-from .plots import write_plots
-from .report import to_markdown, write_markdown
 from .results import Results, read
 from .roofline import PUBLISHED_BATCH, PUBLISHED_PROCESSES
-from .study import Study
 from .subjects import NETWORKS, RELEASED, SHARED_OUT, Subject, parse
+from .tables import to_markdown, write_markdown
 
 DEFAULT_SUBJECTS = ('none', 'DBB', 'OREPA', 'OREPA-squeezed', 'OREPA-offline')
 #: Where several processes train.
 TOGETHER = ('none', 'OREPA', 'OREPA-squeezed', SHARED_OUT)
 
+#: The networks of presets, unless the options name others.
+PAPER, BOTH = ['resnet18'], ['resnet18', 'resnet50']
+
 RESULTS = 'benchmark.json'
 REPORT = 'benchmark.md'
 
 
-def run(args: argparse.Namespace, command: str) -> str:
+def run(args: argparse.Namespace, command: str, targets=None) -> str:
     """Measure what the options say; write results, report and pictures into ``args.out``.
 
     Args:
         args (argparse.Namespace): Of ``tools/benchmark.py``.
         command (str): The command line, to be noted.
+        targets (optional): ``tools/targets.py``, where it is there.
 
     Returns:
         str: The report.
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace, command: str) -> str:
     if args.threads:
         torch.set_num_threads(args.threads)
     study = Study(
-        plan(args),
+        plan(args, targets),
         args.repeats,
         args.warm_up,
         args.released,
@@ -69,15 +72,17 @@ def run(args: argparse.Namespace, command: str) -> str:
     except KeyboardInterrupt:
         print(f'{path} holds what was measured; show it with --from-json {path}', file=sys.stderr)
         raise
-    return show(path, args.out)
+    return show(path, args.out, targets)
 
 
-def show(path: str | os.PathLike, out: str | os.PathLike) -> str:
+def show(path: str | os.PathLike, out: str | os.PathLike, targets=None) -> str:
     """Write the report and the pictures of results that are there.
 
     Args:
         path (str | os.PathLike): The ``benchmark.json``.
         out (str | os.PathLike): The folder for the others.
+        targets (optional): ``tools/targets.py``, where it is there: results of its preset are held
+            against them.
 
     Returns:
         str: The report.
@@ -86,13 +91,14 @@ def show(path: str | os.PathLike, out: str | os.PathLike) -> str:
         UserError: If the file is not what it should be.
     """
     results: Results = read(path)
-    write_markdown(results, Path(out, REPORT))
-    write_plots(results, out)
-    return to_markdown(results)
+    before = targets.markdown(results) if targets and results.preset == 'targets' else ''
+    write_markdown(results, Path(out, REPORT), before)
+    write_pictures(results, out)
+    return to_markdown(results, before)
 
 
-def plan(args: argparse.Namespace) -> list[Case]:
-    """The cases that the options stand for.
+def plan(args: argparse.Namespace, targets=None) -> list[Case]:
+    """The cases that the options stand for; for ``targets`` see :func:`run`.
 
     Raises:
         UserError: See :func:`run`.
@@ -103,7 +109,7 @@ def plan(args: argparse.Namespace) -> list[Case]:
         if network not in NETWORKS:
             raise UserError(f'no network is named {network!r}: choose from {", ".join(NETWORKS)}')
     if args.preset:
-        return _preset(args)
+        return _preset(args, targets)
     setup = _setup(args)
     processes = args.processes or 1
     subjects = _subjects(args, processes)
@@ -176,7 +182,7 @@ def _setup(args: argparse.Namespace) -> Setup:
     )
 
 
-def _preset(args: argparse.Namespace) -> list[Case]:
+def _preset(args: argparse.Namespace, targets) -> list[Case]:
     """The cases of a preset.
 
     Raises:
@@ -192,45 +198,35 @@ def _preset(args: argparse.Namespace) -> list[Case]:
         if value:
             raise UserError(f'--preset {args.preset} chooses {name} itself: leave it out')
     size, width = (args.size or [224])[0], (args.width or [1.0])[0]
-    networks = args.network or (['resnet18'] if args.preset == 'paper' else targets.NETWORKS)
+    networks = args.network or (PAPER if args.preset == 'paper' else BOTH)
+    if args.preset == 'targets':
+        return targets.plan(
+            on_cpu=(args.device or 'cpu') == 'cpu',
+            on_gpu=torch.cuda.is_available() and args.device != 'cpu',
+            with_released=args.released is not None,
+            networks=networks,
+            size=size,
+            width=width,
+        )
     if args.preset == 'roofline':
-        batch = (args.batch or [PUBLISHED_BATCH])[0]
         processes = args.processes or PUBLISHED_PROCESSES
-        return [
-            NetworkCase(
-                _subjects(args, processes),
-                network,
-                batch,
-                size,
-                width,
-                measures=('operations',),
-                setup=_setup(args),
-                purpose='roofline',
-                accumulate=args.accumulate,
-                processes=processes,
-            )
-            for network in networks
-        ]
-    if args.preset == 'paper':
-        batch = (args.batch or [8])[0]
-        return [
-            NetworkCase(
-                ladder(),
-                network,
-                batch,
-                size,
-                width,
-                measures=('train', 'memory'),
-                setup=_setup(args),
-                purpose='paper',
-            )
-            for network in networks
-        ]
-    return targets.plan(
-        on_cpu=(args.device or 'cpu') == 'cpu',
-        on_gpu=torch.cuda.is_available() and args.device != 'cpu',
-        with_released=args.released is not None,
-        networks=networks,
-        size=size,
-        width=width,
-    )
+        shared = dict(
+            subjects=_subjects(args, processes),
+            batch=(args.batch or [PUBLISHED_BATCH])[0],
+            measures=('operations',),
+            accumulate=args.accumulate,
+            processes=processes,
+        )
+    else:
+        shared = dict(subjects=ladder(), batch=(args.batch or [8])[0], measures=('train', 'memory'))
+    return [
+        NetworkCase(
+            network=network,
+            size=size,
+            width=width,
+            setup=_setup(args),
+            purpose=args.preset,
+            **shared,
+        )
+        for network in networks
+    ]

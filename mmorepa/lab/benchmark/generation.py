@@ -1,4 +1,4 @@
-"""Finding what generates the kernels of a network, here and in the released code."""
+"""Finds what generates the kernels of a network, here and in the released code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counting the operations that some work hands to a device, with what each computes and moves.
+"""Counts the operations that some work hands to a device, with what each computes and moves.
 
 The count says how many kernels a GPU is asked for, and is the same on every machine. Work on the
 meta device is counted without being done::
@@ -25,17 +25,17 @@ aten = torch.ops.aten
 #: Where torch keeps the operations that send.
 SENDING = 'c10d'
 
-#: Operations that hand nothing to the device and are no views by their schema: memory without
-#: values in it, and a view that autograd takes for a new tensor.
-FREE = {
-    aten._unsafe_view,
+#: Operations that make memory without values in it.
+ALLOCATIONS = {
     aten.empty,
     aten.empty_like,
     aten.empty_strided,
     aten.new_empty,
     aten.new_empty_strided,
-    aten.lift_fresh,
 }
+#: Operations that hand nothing to the device and are no views by their schema: one is a view that
+#: autograd takes for a new tensor.
+FREE = {aten._unsafe_view, aten.lift_fresh}
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,16 @@ class Operations(list[Operation]):
         return found
 
 
-def count_operations(function: Callable[[], object]) -> Operations:
+def count_operations(function: Callable[[], object], allocations: bool = False) -> Operations:
     """What ``function`` hands to the device, its backward passes included.
 
-    Views are left out, and so is making memory without values in it. One operation of torch's
-    dispatcher counts as one, also where it goes over a list of tensors (``_foreach_add_``).
+    Views are left out. One operation of torch's dispatcher counts as one, also where it goes over
+    a list of tensors (``_foreach_add_``).
 
     Args:
         function (Callable[[], object]): Takes nothing; is called once.
+        allocations (bool): Whether making memory without values in it counts, though it asks for
+            no kernel. Defaults to False.
 
     Returns:
         Operations: In order.
@@ -113,14 +115,15 @@ def count_operations(function: Callable[[], object]) -> Operations:
         >>> count_operations(lambda: torch.ones(2, 3).t() @ torch.ones(2, 3)).by_name
         Counter({'aten.ones': 2, 'aten.mm': 1})
     """
-    with _Counting() as counting:
+    with _Counting(FREE if allocations else FREE | ALLOCATIONS) as counting:
         function()
     return counting.operations
 
 
 class _Counting(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self, free: set):
         super().__init__()
+        self.free = free
         self.operations = Operations()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -131,7 +134,7 @@ class _Counting(TorchDispatchMode):
             return out
         # What neither gives nor changes a tensor, as a comparison, asks for no kernel.
         works = func._schema.is_mutable or _tensors(out)
-        if works and not func.is_view and func.overloadpacket not in FREE:
+        if works and not func.is_view and func.overloadpacket not in self.free:
             self.operations.append(_operation(func, args, kwargs, out))
         return out
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
+from typing import ClassVar
 
 from .subjects import Subject
 
@@ -48,8 +49,27 @@ class Setup:
         return ', '.join(words)
 
 
+class _Condition:
+    """What both kinds of cases can say of themselves."""
+
+    kind: ClassVar[str]
+
+    def describe(self) -> dict:
+        """The condition in plain values."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        for who in ('subjects', 'released'):
+            found.pop(who, None)
+        if 'measures' in found:
+            found['measures'] = list(found['measures'])
+        return dict(kind=self.kind, **found | dict(setup=asdict(self.setup)))
+
+    def label(self) -> str:
+        """The condition in words."""
+        return label(self.describe())
+
+
 @dataclass(frozen=True)
-class NetworkCase:
+class NetworkCase(_Condition):
     """Subjects to be compared in one network under one condition.
 
     Attributes:
@@ -80,29 +100,11 @@ class NetworkCase:
     accumulate: int = 1
     processes: int = 1
 
-    def describe(self) -> dict:
-        """The condition in plain values."""
-        return dict(
-            kind='network',
-            network=self.network,
-            batch=self.batch,
-            size=self.size,
-            width=self.width,
-            frozen_stages=self.frozen_stages,
-            measures=list(self.measures),
-            purpose=self.purpose,
-            accumulate=self.accumulate,
-            processes=self.processes,
-            setup=asdict(self.setup),
-        )
-
-    def label(self) -> str:
-        """The condition in words."""
-        return label(self.describe())
+    kind = 'network'
 
 
 @dataclass(frozen=True)
-class KernelCase:
+class KernelCase(_Condition):
     """One kernel to be generated, against the floor under it.
 
     Attributes:
@@ -121,20 +123,7 @@ class KernelCase:
     setup: Setup = Setup()
     purpose: str = ''
 
-    def describe(self) -> dict:
-        """The condition in plain values."""
-        return dict(
-            kind='kernel',
-            in_channels=self.in_channels,
-            out_channels=self.out_channels,
-            kernel_size=self.kernel_size,
-            purpose=self.purpose,
-            setup=asdict(self.setup),
-        )
-
-    def label(self) -> str:
-        """The condition in words."""
-        return label(self.describe())
+    kind = 'kernel'
 
 
 Case = NetworkCase | KernelCase

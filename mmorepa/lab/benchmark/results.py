@@ -24,7 +24,7 @@ The file is one object::
             seconds         lists of one number a repeat, by quantity: see below
             bytes           by what they hold: see mmorepa.lab.benchmark.memory.measure
             sent            bytes that a process sends in a step, by collective
-            operations      of a step but its optimizer: see mmorepa.lab.benchmark.study.totals
+            operations      of a step but its optimizer: see mmorepa.lab.benchmark.measuring.totals
             computed        seconds that a step would take, by GPU: no measurement
             summary         of each quantity: median, lower and upper quartile, lowest, highest
             ratio           of the step to the first subject's, paired by repeat: likewise
@@ -43,8 +43,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ...checkpoints.files import written_whole
 from ...errors import UserError
+from ..scaffold import write_json
 from .plan import label
 from .spread import Spread, ratios, spread, sums
 
@@ -174,8 +174,7 @@ class Results:
         """Write the file, whole or not at all."""
         content = {'format': FORMAT, **asdict(self)}
         content['cases'] = [_case_as_dict(result) for result in self.cases]
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+        write_json(content, path)
 
 
 def _case_as_dict(result: CaseResult) -> dict:

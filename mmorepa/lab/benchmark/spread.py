@@ -9,14 +9,14 @@ from statistics import quantiles
 
 @dataclass(frozen=True)
 class Spread:
-    """How repeated measurements of one thing lie.
+    """How repeated measurements of one thing are spread.
 
     Attributes:
-        median (float): See there, as the following.
-        lower (float): Lower quartile.
-        upper (float): Upper quartile.
-        lowest (float): Of all.
-        highest (float): Of all.
+        median (float): The median.
+        lower (float): The lower quartile.
+        upper (float): The upper quartile.
+        lowest (float): The least of all.
+        highest (float): The greatest of all.
     """
 
     median: float
@@ -26,7 +26,7 @@ class Spread:
     highest: float
 
     def times(self, factor: float) -> Spread:
-        """In another unit."""
+        """The same spread in another unit."""
         return Spread(*(factor * value for value in vars(self).values()))
 
 

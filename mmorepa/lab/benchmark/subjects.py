@@ -10,7 +10,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...checkpoints.conversion import build_model
+from ...checkpoints.models import build_model
 from ...convs.blocks.table import BLOCKS
 from ...engine.quiet import quiet_mmengine
 from ...engine.run import load_config

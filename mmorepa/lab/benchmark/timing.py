@@ -1,4 +1,4 @@
-"""Taking time on a CPU and a GPU alike, and running what is compared in turn."""
+"""Takes time on a CPU and a GPU alike, and runs what is compared in turn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import torch
 
-from ...errors import UserError
+from ..scaffold import reason_of
 
 #: Seconds of one run, by what they were spent on.
 Sample = Mapping[str, float]
@@ -135,9 +135,3 @@ def failing_to(failures: dict[str, str], what: str) -> Iterator[None]:
         yield
     except Exception as error:
         failures[what] = reason_of(error)
-
-
-def reason_of(error: Exception) -> str:
-    """What an exception says, in one line."""
-    reason = (str(error).strip() or 'no reason given').splitlines()[0]
-    return reason if isinstance(error, UserError) else f'{type(error).__name__}: {reason}'

@@ -24,7 +24,8 @@ from ...checkpoints import convert
 from ...checkpoints.files import written_whole
 from ...engine.run import build_runner, load_config, test
 from ...errors import UserError
-from ..provenance import machine, software
+from ..provenance import load, machine, now, software
+from ..scaffold import reason_of
 
 #: The record of a finished run, in the run's folder.
 RESULT = 'result.json'
@@ -74,10 +75,7 @@ def start(job: Job, report: Connection) -> None:
         run(job, report.send)
     except Exception as error:
         traceback.print_exc()
-        reason = (str(error).strip() or 'no reason given').splitlines()[0]
-        if not isinstance(error, UserError):
-            reason = f'{type(error).__name__}: {reason}'
-        report.send(reason)
+        report.send(reason_of(error))
         sys.exit(1)
 
 
@@ -121,7 +119,7 @@ def run(job: Job, report=lambda done: None) -> dict:
     runner.train()
     train_seconds = time.perf_counter() - began
     peak = peak_bytes()
-    load = os.getloadavg()[0]
+    load_then = load()
     if not timer.seconds:
         raise UserError(f'{job.config} trained no iteration: give it more in train_cfg')
     del runner  # testing builds its own
@@ -150,10 +148,10 @@ def run(job: Job, report=lambda done: None) -> dict:
         train_seconds=round(train_seconds, 3),
         peak_bytes=peak,
         start_bytes=timer.start_bytes,
-        load=round(load, 2),
+        load=load_then,
         machine=machine(),
-        software=software(cfg),
-        finished=time.strftime('%Y-%m-%d %H:%M:%S'),
+        software=software(),
+        finished=now(),
     )
     with written_whole(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(record) + '\n')

@@ -1,7 +1,7 @@
 """Training several configs with several seeds, one run after the other, each in its own process.
 
 A finished run leaves a record and is not done again, so that what was interrupted goes on where it
-stopped. What the records say together is :mod:`mmorepa.lab.comparison.report`'s affair.
+stopped. What the records say together is :mod:`mmorepa.lab.comparison.summary`'s affair.
 """
 
 from __future__ import annotations

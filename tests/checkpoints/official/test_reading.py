@@ -21,15 +21,15 @@ from torchvision.models import resnet18
 import mmorepa.pretrain  # noqa: F401
 from mmorepa import verify
 from mmorepa.checkpoints import load_official, read_official, to_official
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.comparing import probe_image
 from mmorepa.checkpoints.files import load_checkpoint
+from mmorepa.checkpoints.models import build_model
 from mmorepa.checkpoints.official.import_export import (
     export_official,
     import_official,
     own_config,
 )
 from mmorepa.checkpoints.official.networks import RepVGG, ResNet
-from mmorepa.checkpoints.probing import probe_image
 from mmorepa.checkpoints.state_dict import misfit
 from mmorepa.convs import ReparamConv2d
 from mmorepa.errors import UserError

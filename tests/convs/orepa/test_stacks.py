@@ -11,7 +11,8 @@ from mmorepa.convs.generated import GeneratedConv2d
 from mmorepa.convs.orepa.branches import KXK, POINTWISE
 from mmorepa.convs.orepa.squeezed_training import pull_block_back, pull_sum_back, write_sum
 from mmorepa.convs.orepa.stacks import Stack, stack_key
-from support import count_operations, make_trained_like
+from mmorepa.lab.benchmark.operations import count_operations
+from support import make_trained_like
 
 FLOAT64 = 1e-12  # relative, kernels and gradients
 
@@ -178,9 +179,9 @@ def test_operations_of_a_step(depth):
     def step():
         for block in blocks:
             block.weight.grad = torch.zeros_like(block.weight)
-        counts = [count_operations(training.pull_back)]
+        counts = [count_operations(training.pull_back, allocations=True).total]
         training.optimizer.step()
-        counts.append(count_operations(training.generate))
+        counts.append(count_operations(training.generate, allocations=True).total)
         training.zero_grad()
         return counts
 

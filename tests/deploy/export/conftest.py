@@ -6,7 +6,7 @@ import functools
 import pytest
 
 from downstream import narrow
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.engine.run import load_config
 from support import CONFIG, ROOT, make_trained_like
 

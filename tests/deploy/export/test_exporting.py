@@ -12,7 +12,7 @@ import torch
 
 from mmorepa import squeeze, switch_to_deploy
 from mmorepa.checkpoints import convert
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs.convert.squeezing import TOLERANCE
 from mmorepa.datasets.digits import write_imagenet
 from mmorepa.deploy.export import export, float16

@@ -10,7 +10,7 @@ from torch import nn
 from mmorepa import switch_to_deploy
 from mmorepa.convs.convert.squeezing import TOLERANCE
 from mmorepa.deploy.export import TensorModel, torch_program
-from mmorepa.deploy.export.format_settings import Settings
+from mmorepa.deploy.export.format_options import FormatOptions
 from mmorepa.deploy.export.formats import FORMATS
 from mmorepa.deploy.export.outputs import compare
 from mmorepa.errors import UserError
@@ -40,7 +40,7 @@ def images():
 def test_every_batch_and_size(format, kind, convolution, small_model, tmp_path):
     model = TensorModel(switch_to_deploy(small_model(kind)))
     path = tmp_path / 'file'
-    nodes = FORMATS[format].write(model, path, SAMPLE, Settings(metadata=METADATA))
+    nodes = FORMATS[format].write(model, path, SAMPLE, FormatOptions(metadata=METADATA))
     # The head of a detector runs on each of its five levels.
     expected = dict(classifier=20, detector=20 + 8 + 5 * 4, segmentor=26)
     assert nodes[convolution] == expected[kind]
@@ -54,7 +54,7 @@ def test_every_batch_and_size(format, kind, convolution, small_model, tmp_path):
 @pytest.mark.parametrize('format', ['torch-export', 'torchscript'])
 def test_metadata(format, tmp_path):
     FORMATS[format].write(
-        nn.Conv2d(3, 4, 1), tmp_path / 'file', SAMPLE, Settings(metadata=METADATA)
+        nn.Conv2d(3, 4, 1), tmp_path / 'file', SAMPLE, FormatOptions(metadata=METADATA)
     )
     extra = {'metadata.json': ''}
     if format == 'torchscript':
@@ -67,7 +67,7 @@ def test_metadata(format, tmp_path):
 
 
 def test_a_fixed_size(tmp_path):
-    settings = Settings(dynamic=False)
+    settings = FormatOptions(dynamic=False)
     FORMATS['torch-export'].write(nn.Conv2d(3, 4, 1), tmp_path / 'file', SAMPLE, settings)
     network = FORMATS['torch-export'].load(tmp_path / 'file')
     assert network(SAMPLE)[0].shape == (2, 4, 160, 160)
@@ -89,7 +89,7 @@ class Unexportable(nn.Module):
 )
 def test_what_cannot_be_written(format, model, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
-        FORMATS[format].write(model, tmp_path / 'file', SAMPLE, Settings())
+        FORMATS[format].write(model, tmp_path / 'file', SAMPLE, FormatOptions())
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'file').exists()
 
@@ -97,7 +97,9 @@ def test_what_cannot_be_written(format, model, message, tmp_path):
 def test_a_torch_without_torch_export(monkeypatch, tmp_path):
     monkeypatch.delattr(torch.export, 'Dim')
     with pytest.raises(UserError, match='wanted 2.5 or newer: take the format torchscript'):
-        FORMATS['torch-export'].write(nn.Conv2d(3, 4, 1), tmp_path / 'file', SAMPLE, Settings())
+        FORMATS['torch-export'].write(
+            nn.Conv2d(3, 4, 1), tmp_path / 'file', SAMPLE, FormatOptions()
+        )
 
 
 def test_compiled_ahead_of_time(tmp_path, monkeypatch):
@@ -108,7 +110,7 @@ def test_compiled_ahead_of_time(tmp_path, monkeypatch):
     monkeypatch.setattr(config.cpp, 'vec_isa_ok', False)
     monkeypatch.setattr(config, 'compile_threads', 1)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
-    nodes = FORMATS['aot-inductor'].write(model, tmp_path / 'file', SAMPLE, Settings())
+    nodes = FORMATS['aot-inductor'].write(model, tmp_path / 'file', SAMPLE, FormatOptions())
     assert nodes == dict(conv2d=1, relu=1)
     network = FORMATS['aot-inductor'].load(tmp_path / 'file')
     for image in images():
@@ -120,5 +122,7 @@ def test_compiled_ahead_of_time(tmp_path, monkeypatch):
 def test_compiling_wants_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv('CXX', 'no-such-compiler')
     with pytest.raises(UserError, match='needs a C.. compiler, found none: install g.. or set CXX'):
-        FORMATS['aot-inductor'].write(nn.Conv2d(3, 4, 1), tmp_path / 'file', SAMPLE, Settings())
+        FORMATS['aot-inductor'].write(
+            nn.Conv2d(3, 4, 1), tmp_path / 'file', SAMPLE, FormatOptions()
+        )
     assert torch_program.compiled_suffix() in ('.so', '.pt2')

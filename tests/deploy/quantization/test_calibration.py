@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.deploy.quantization.calibration import (
     calibration_images,
     calibration_loader,
@@ -64,7 +64,7 @@ def test_datasets_inside_of_others():
         (
             {'train_dataloader.dataset.data_root': 'nowhere'},
             8,
-            'train data of the config is not there: .*train_dataloader.dataset.data_root=FOLDER',
+            'training data of the config is not there: .*train_dataloader.dataset.data_root=FOLDER',
         ),
     ],
     ids=['count', 'train', 'test', 'files'],

@@ -8,7 +8,7 @@ import torch
 import mmorepa.det
 import mmorepa.seg  # noqa: F401
 from downstream import SIZE, narrow
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.deploy.export import TensorModel
 from mmorepa.deploy.quantization import open_int8, replaced_network
 from mmorepa.engine.run import load_config

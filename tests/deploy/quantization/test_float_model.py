@@ -7,7 +7,7 @@ from torch import nn
 from mmorepa.checkpoints import load_checkpoint
 from mmorepa.checkpoints.forms import form_of
 from mmorepa.convs import verify
-from mmorepa.deploy.quantization.float_model import load_float, read_float
+from mmorepa.deploy.quantization.float_model import load_float
 from mmorepa.errors import UserError
 
 
@@ -45,8 +45,8 @@ def script(path):
     ],
     ids=lambda value: value if isinstance(value, str) and value[-1] != 'l' else '',
 )
-def test_refuses_what_is_no_float_checkpoint(tmp_path, name, write, message):
+def test_refuses_what_is_no_float_checkpoint(config, tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(UserError, match=message) as raised:
-        read_float(tmp_path / name)
+        load_float(config(), tmp_path / name)
     assert '\n' not in str(raised.value)

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
 from mmorepa.deploy.export import TensorModel, node_counts
 from mmorepa.deploy.quantization import Settings, open_int8

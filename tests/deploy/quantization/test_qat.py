@@ -10,7 +10,8 @@ from torch.ao.quantization import disable_fake_quant, disable_observer
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmorepa.backbones.det_resnet import OREPAResNet as DetResNet
-from mmorepa.checkpoints.conversion import build_model, count_parameters
+from mmorepa.checkpoints.conversion import count_parameters
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import squeeze, switch_to_deploy, verify
 from mmorepa.deploy.quantization.layers import Noise
 from mmorepa.deploy.quantization.qat import folded, int8_qat_backbone, with_fake_quantization

@@ -11,7 +11,7 @@ from mmengine.config import Config
 import mmorepa.det
 import mmorepa.seg  # noqa: F401
 from downstream import SIZE, narrow, on_digits
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.datasets.digits import write_cityscapes, write_coco
 from mmorepa.deploy.quantization import Settings, quantize
 from mmorepa.errors import UserError

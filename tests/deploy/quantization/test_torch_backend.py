@@ -7,7 +7,7 @@ from torch.ao.nn.intrinsic import quantized as intrinsic
 from torch.ao.nn.quantized import Conv2d
 
 from mmorepa.backbones.pretrain_resnet import OREPAResNet
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
 from mmorepa.deploy.export import TensorModel
 from mmorepa.deploy.quantization import Settings, open_int8

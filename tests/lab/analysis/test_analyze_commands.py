@@ -4,15 +4,12 @@
 """
 
 import json
-import runpy
-import sys
 
 import matplotlib.image
 import pytest
 import torch
 
-from mmorepa import cli
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
 from mmorepa.datasets.digits import write_imagenet
 from mmorepa.lab.analysis import branches_report as branches
@@ -32,23 +29,6 @@ NARROW = [
 ]
 SAME = 1e-6  # relative, the same number in another file
 WRITTEN = ('branches', 'spectrum', 'norms', 'diff')
-
-
-@pytest.fixture
-def analyze(monkeypatch, capsys, tmp_path):
-    """Runs a command as the shell would, in an empty folder; gives what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, code: int = 0) -> str:
-        monkeypatch.setattr(sys, 'argv', ['analyze.py', *map(str, arguments)])
-        main = runpy.run_path(str(ROOT / 'tools' / 'analyze.py'))['main']
-        with pytest.raises(SystemExit) as ended:
-            cli.run(main)
-        printed = capsys.readouterr()
-        assert ended.value.code == code, printed
-        return printed.err if code else printed.out
-
-    return run
 
 
 def read(path):
@@ -120,7 +100,7 @@ class TestBranches:
     def test_numbers(self, narrow_config, training_checkpoint, tmp_path):
         report = branches.study(narrow_config(), training_checkpoint)
         assert len(report.layers) == 19  # three in the stem, sixteen behind it
-        branches.write_json(report, tmp_path / 'a.json')
+        report.write_json(tmp_path / 'a.json')
         found = read(tmp_path / 'a.json')
         first = found['layers'][0]
         assert first['name'] == 'backbone.conv1.0'
@@ -143,14 +123,12 @@ class TestBranches:
         report = branches.study(narrow_config(**{'model.backbone.reparam': 'DBB'}))
         assert report.names == ['original', 'pointwise', 'average', 'pointwise_kxk']
         assert len(report.layers) == 16
-        assert branches.table(report).row_count == 16
+        assert report.table().row_count == 16
 
     def test_the_start_of_training(self, narrow_config):
         report = branches.study(narrow_config())
         assert report.mean_share('prior') == 0
-        cells = dict(
-            (column.header, list(column.cells)) for column in branches.table(report).columns
-        )
+        cells = dict((column.header, list(column.cells)) for column in report.table().columns)
         assert cells['prior'] == ['0.00'] * 19
         assert not any('prior' in pair for pair in cells['most alike'])
 
@@ -161,7 +139,7 @@ class TestSpectrum:
         assert [s.kind for s in report.spectra] == ['stem'] + ['3x3'] * 16
         assert len(report.priors) == 19
         assert list(report.filters) == [f'3x3, {8 * 2**i} channels' for i in range(4)]
-        spectrum.write_json(report, tmp_path / 'a.json')
+        report.write_json(tmp_path / 'a.json')
         found = read(tmp_path / 'a.json')
         assert [len(layer['whole']) for layer in found['layers']] == [7] + [3] * 16
         assert sum(f['channels'] for f in found['filters']['3x3, 16 channels']) == 16
@@ -249,11 +227,11 @@ class TestDiff:
 
     def test_differences_that_only_add_up(self, narrow_config, training_checkpoint):
         report = diff.study(narrow_config(), training_checkpoint, probe_size=32)
-        grown = diff.Report(
+        grown = diff.FormsReport(
             report.title, report.images, report.layers, type(report.agreement)(1.0, 1e-3, 1.0)
         )
-        assert diff.summary(grown)[-1].startswith('no layer differs by itself by more than that')
-        assert diff.summary(report)[-1].startswith('raw outputs: ')
+        assert grown.summary()[-1].startswith('no layer differs by itself by more than that')
+        assert report.summary()[-1].startswith('raw outputs: ')
 
 
 def test_budget(analyze, tmp_path):

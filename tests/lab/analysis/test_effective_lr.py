@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import mmorepa.det
 import mmorepa.seg  # noqa: F401
 from mmorepa import OREPAConv2d, squeeze, switch_to_deploy
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs.rows import as_kernel
 from mmorepa.datasets.digits import write_imagenet
 from mmorepa.errors import UserError
@@ -32,7 +32,7 @@ from mmorepa.lab.analysis.effective_lr import (
     left_as_found,
     measure,
 )
-from mmorepa.lab.analysis.effective_lr_report import Report
+from mmorepa.lab.analysis.effective_lr_report import StepReport
 from support import CONFIG, ROOT, make_trained_like, run
 
 ETA = 1e-8  # a rate so small that second order is out of sight in float64
@@ -443,7 +443,7 @@ def layer(name, kind, frozen=False, gain=(), relative=()):
 
 
 def report(*layers, **lr_mults):
-    return Report('a.py', 'b.pth', 3, list(layers), lr_mults or dict(stem=1))
+    return StepReport('a.py', 'b.pth', 3, list(layers), lr_mults or dict(stem=1))
 
 
 STEM_LAYER = layer('conv1', 'stem', gain=[10, 20, 40], relative=[0.1, 0.3, 0.2])
@@ -491,7 +491,7 @@ class TestReport:
         assert '\n' not in str(info.value)
 
     def test_summary(self):
-        lines = reports.summary(report(STEM_LAYER, *OTHERS))
+        lines = report(STEM_LAYER, *OTHERS).summary()
         assert lines[0] == 'stem: gain 20, relative 0.2, under stem lr_mult=1'
         assert lines[1] == 'other blocks, median: gain 3, relative 0.02'
         assert [line.rpartition(': ')[2] for line in lines[2:]] == [
@@ -501,19 +501,19 @@ class TestReport:
         ]
 
     def test_summary_of_a_stem_alone(self):
-        lines = reports.summary(report(STEM_LAYER))
+        lines = report(STEM_LAYER).summary()
         assert [line.partition(':')[0] for line in lines] == [
             'stem',
             'to step like a plain convolution with the same kernel (gain 1)',
         ]
 
     def test_summary_without_a_stem(self):
-        lines = reports.summary(report(*OTHERS))
+        lines = report(*OTHERS).summary()
         assert len(lines) == 2
         assert 'no deep linear stem' in lines[1]
 
     def test_table(self):
-        shown = reports.table(report(STEM_LAYER, *OTHERS))
+        shown = report(STEM_LAYER, *OTHERS).table()
         rows = list(zip(*[column.cells for column in shown.columns]))
         assert rows[0] == (
             ('conv1', 'stem', '4x3x7x7', '20 ±75%', '10 ±75%', '0.5 ±0%', '0.2 ±50%')
@@ -523,7 +523,7 @@ class TestReport:
         assert rows[5][3:] == ('-',) * 4
 
     def test_json(self, tmp_path):
-        reports.write_json(report(STEM_LAYER, *OTHERS), tmp_path / 'a.json')
+        report(STEM_LAYER, *OTHERS).write_json(tmp_path / 'a.json')
         found = json.loads((tmp_path / 'a.json').read_text())
         assert found['suggested'] == dict(
             plain=dict(stem=0.05), block=dict(stem=0.15), relative=dict(stem=0.1)
@@ -537,7 +537,7 @@ class TestReport:
         heights = []
         for count in (1, 6):
             path = tmp_path / f'{count}.png'
-            reports.write_plot(report(STEM_LAYER, *OTHERS * count), path)
+            report(STEM_LAYER, *OTHERS * count).write_picture(path)
             pixels = (matplotlib.image.imread(path)[..., :3] * 255).round()
             heights.append(len(pixels))
             stem = torch.tensor([0xD5, 0x5E, 0x00])
@@ -671,14 +671,14 @@ class TestCommand:
         written = Config.fromfile(tmp_path / 'slow_stem.py')
         assert written.optim_wrapper.paramwise_cfg.stem.lr_mult == mult
 
-    def test_refuses_before_it_measures(self, training_checkpoint, digits, tmp_path):
+    def test_refuses_before_it_measures(self, analyze, tmp_path):
         (tmp_path / 'mine.py').write_text('precious')
-        text = run(tmp_path, *self.command, CONFIG, '--write', 'mine.py', code=2)
+        text = analyze('effective-lr', CONFIG, '--write', 'mine.py', code=2)
         assert text.startswith('error: mine.py exists already')
         assert text.count('\n') == 1
         assert (tmp_path / 'mine.py').read_text() == 'precious'
         assert not (tmp_path / 'work_dirs').exists()
 
-    def test_number_of_batches(self, tmp_path):
-        text = run(tmp_path, *self.command, CONFIG, '--batches', 0, code=2)
+    def test_number_of_batches(self, analyze):
+        text = analyze('effective-lr', CONFIG, '--batches', 0, code=2)
         assert 'argument --batches: 0 is too few' in text

@@ -8,7 +8,7 @@ from torch import nn
 
 from downstream import narrow
 from mmorepa import OREPAConv2d
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import DBBConv2d, squeeze, switch_to_deploy
 from mmorepa.convs.blocks.normed import AbsorbedNorm
 from mmorepa.engine.run import load_config

@@ -129,9 +129,9 @@ class TestPlan:
         assert case.processes == 8
 
     def test_targets(self, monkeypatch):
-        plan = command.plan(
-            options(monkeypatch, '--preset', 'targets', '--size', 64, '--device', 'cpu')
-        )
+        targets = runpy.run_path(str(TOOL))['load_targets']()
+        arguments = '--preset targets --size 64 --device cpu'.split()
+        plan = command.plan(options(monkeypatch, *arguments), targets)
         assert {case.size for case in plan if not isinstance(case, KernelCase)} == {64}
         assert {case.setup.device for case in plan} == {'cpu'}
 

@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 
 from mmorepa.lab.benchmark.counted_step import count_step
+from mmorepa.lab.benchmark.measuring import totals
 from mmorepa.lab.benchmark.operations import count_operations
 from mmorepa.lab.benchmark.plan import NetworkCase, Setup
 from mmorepa.lab.benchmark.steps import TrainStep, images
-from mmorepa.lab.benchmark.study import totals
 from mmorepa.lab.benchmark.subjects import build, parse
 
 FLOAT = 4

@@ -47,6 +47,15 @@ def test_what_asks_for_no_kernel(work):
 
 
 @pytest.mark.parametrize(
+    'work, count',
+    [(torch.empty_like, 1), (lambda x: x.new_empty(7), 1), (torch.t, 0), (torch.relu, 1)],
+)
+def test_allocations(work, count):
+    x = ones(2, 3)
+    assert count_operations(lambda: work(x), allocations=True).total == count
+
+
+@pytest.mark.parametrize(
     'work',
     [
         lambda x: x.t().contiguous(),

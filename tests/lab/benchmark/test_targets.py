@@ -1,14 +1,21 @@
 """Every target is measured by the preset, and judged by the right numbers."""
 
+import runpy
+from types import SimpleNamespace
+
 import pytest
 
 from lab.benchmark.made_up import GPU, kernel_result, measured, network_result, results
-from mmorepa.lab.benchmark import targets
+from lab.benchmark.test_tables import rows_of
+from mmorepa.lab.benchmark import command
+from mmorepa.lab.benchmark.measuring import FLOOR, KERNEL, RELEASED_KERNEL, Study
 from mmorepa.lab.benchmark.plan import KernelCase, NetworkCase
 from mmorepa.lab.benchmark.results import CaseResult, Measured
-from mmorepa.lab.benchmark.study import FLOOR, KERNEL, RELEASED_KERNEL, Study
+from support import ROOT
 
 MIB = 2**20
+
+targets = SimpleNamespace(**runpy.run_path(str(ROOT / 'tools' / 'targets.py')))
 
 
 def as_planned(cases):
@@ -193,3 +200,29 @@ def test_plan_can_be_run():
         'training step, all stages frozen: OREPA over none',
         'training step, two stages frozen: OREPA over none',
     }
+
+
+def test_what_is_printed():
+    result = network_result(measured('none'), measured('OREPA', 1.45), purpose='step')
+    rows = rows_of(targets.markdown(results(result)), 'Targets')[1:]
+    assert rows[0] == [
+        'training step: OREPA over none',
+        'resnet18, 8 × 224²',
+        '≤ 1.40',
+        '1.450',
+        '**not met**',
+    ]
+    assert ['resnet18, batch 64, no GPU here', '≤ 1.12', 'not measured', ''] in [
+        row[1:] for row in rows
+    ]
+
+
+@pytest.mark.parametrize('preset', ['targets', None])
+def test_they_belong_to_their_preset(preset, tmp_path):
+    result = network_result(measured('none'), measured('OREPA', 1.45), purpose='step')
+    results(result, preset=preset).write(tmp_path / 'benchmark.json')
+    text = command.show(tmp_path / 'benchmark.json', tmp_path, targets)
+    assert text.startswith('## Targets\n') == (preset is not None)
+    assert text == (tmp_path / 'benchmark.md').read_text()
+    # An installed package has no targets.
+    assert '## Targets' not in command.show(tmp_path / 'benchmark.json', tmp_path)

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from mmorepa.checkpoints import load_checkpoint
-from mmorepa.checkpoints.conversion import build_model, count_parameters
+from mmorepa.checkpoints.conversion import count_parameters
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
 from mmorepa.datasets.digits import write_imagenet
 from mmorepa.engine.run import build_runner, load_config

@@ -14,7 +14,7 @@ METADATA = 'metadata.json'
 
 
 @dataclass(frozen=True)
-class Settings:
+class FormatOptions:
     """How to write a file.
 
     Attributes:

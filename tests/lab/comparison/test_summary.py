@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 
 from mmorepa.errors import UserError
-from mmorepa.lab.comparison import report as reports
+from mmorepa.lab.comparison import summary as reports
 from mmorepa.lab.comparison.study import WARM_UP
 
 MACHINE = 'some CPU, 8 cores, 1 thread, no GPU'

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from statistics import mean, median, quantiles, stdev
 
-from matplotlib.figure import Figure
-
-from ...checkpoints.files import written_whole
 from ...errors import UserError
-from ..report import COLOURS, write_figure
+from .. import scaffold
+from ..drawing import COLOURS, grid, new_figure
 from .study import WARM_UP, settled
 
 #: How far a metric of the deploy form may be from the training form's, relative: on a large test
@@ -175,15 +173,12 @@ def to_markdown(report: Report) -> str:
         'peak memory, MiB (before the first step)',
         'parameters, M: training → deploy',
     )
-    lines = [_row(header), _row(['---'] * len(header))]
-    lines += [_row(_cells(summary)) for summary in report.summaries]
+    columns = [
+        scaffold.Column(title, itemgetter(number), left=True) for number, title in enumerate(header)
+    ]
+    lines = scaffold.markdown_table(columns, map(_cells, report.summaries))
     lines += ['', *[f'- {note}' for note in _notes(report)]]
     return '\n'.join(lines) + '\n'
-
-
-def _row(cells: Sequence[str]) -> str:
-    # A bar would end the cell.
-    return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
 
 
 def _cells(summary: Summary) -> list[str]:
@@ -232,8 +227,7 @@ def _notes(report: Report) -> list[str]:
 
 def write_markdown(report: Report, path: str | os.PathLike) -> None:
     """Write the table; the file is written whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(to_markdown(report), encoding='utf-8')
+    scaffold.write_text(to_markdown(report), path)
 
 
 def write_json(report: Report, path: str | os.PathLike) -> None:
@@ -241,8 +235,7 @@ def write_json(report: Report, path: str | os.PathLike) -> None:
     content = asdict(report)
     for summary, numbers in zip(report.summaries, content['summaries']):
         numbers.update(mean=summary.mean, std=summary.std, deploy_agrees=summary.deploy_agrees)
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + '\n')
+    scaffold.write_json(content, path)
 
 
 def write_plot(report: Report, path: str | os.PathLike) -> None:
@@ -251,7 +244,7 @@ def write_plot(report: Report, path: str | os.PathLike) -> None:
     A mark at the mean and the median, bars from the lowest to the highest seed and between the
     quartiles of the iterations, a dot for each run.
     """
-    figure = Figure(figsize=(9, 5), layout='constrained', dpi=120)
+    figure = new_figure(9, 5)
     axes = figure.subplots()
     names = short_names([summary.config for summary in report.summaries])
     for number, (summary, name) in enumerate(zip(report.summaries, names)):
@@ -274,14 +267,14 @@ def write_plot(report: Report, path: str | os.PathLike) -> None:
             label=name,
         )
     axes.set_xlabel(
-        'ms a training step: median, quartiles; a dot for each run\n' + '; '.join(report.machines)
+        'a training step, ms: median of all steps (mark), quartiles (bar), median of a run (dot)\n'
+        + '; '.join(report.machines)
     )
-    axes.set_ylabel(f'{report.metric}: mean, lowest to highest seed')
+    axes.set_ylabel(f'{report.metric}: mean (mark),\nlowest to highest seed (bar), a run (dot)')
     axes.set_xlim(left=0)
-    axes.grid(color='#dddddd', linewidth=0.5)
-    axes.set_axisbelow(True)
+    grid(axes)
     figure.legend(loc='outside right upper', fontsize=9)
-    write_figure(figure, path)
+    scaffold.write_figure(figure, path)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import UserError
 from ..repvgg_archs import ARCHS
 from .activation_checkpoint import checkpointed
-from .reparam import ReparamMixin
+from .reparam_mixin import ReparamMixin
 
 _REQUIRED = ('num_blocks', 'width_factor')
 _OPTIONAL = ('group_layer_map', 'se_cfg', 'stem_channels')
@@ -283,7 +283,7 @@ class OREPARepVGG(ReparamMixin, RepVGG):
     """RepVGG, re-parameterised (OREPA, sec. 4.1, "RepVGG").
 
     It takes the arguments of :class:`RepVGG` and those of
-    :class:`mmorepa.backbones.reparam.ReparamMixin`.
+    :class:`mmorepa.backbones.reparam_mixin.ReparamMixin`.
 
     Args:
         reparam (str | dict, optional): As there, but ``'OREPA'`` stands for the block

@@ -1,6 +1,7 @@
-"""The project's targets: what has to be measured for them, and whether they are met.
+"""The project's own targets: what has to be measured for them, and whether they are met.
 
-``python tools/benchmark.py --preset targets`` measures all of them that the machine can.
+``python tools/benchmark.py --preset targets`` measures all of them that the machine can. An
+installed package does not have them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from .plan import Case, KernelCase, NetworkCase, Setup, for_kernels
-from .results import CaseResult, Results
-from .spread import Spread, spread
-from .study import FLOOR, RELEASED_KERNEL
-from .subjects import RELEASED, SHARED_OUT, parse
+from mmorepa.lab.benchmark.measuring import FLOOR, RELEASED_KERNEL
+from mmorepa.lab.benchmark.plan import Case, KernelCase, NetworkCase, Setup, for_kernels
+from mmorepa.lab.benchmark.results import CaseResult, Results
+from mmorepa.lab.benchmark.spread import Spread, spread
+from mmorepa.lab.benchmark.subjects import RELEASED, SHARED_OUT, parse
+from mmorepa.lab.benchmark.tables import NOTHING, condition, section, times
+from mmorepa.lab.scaffold import Column, markdown_table
 
 NETWORKS = ('resnet18', 'resnet50')
 NONE, OREPA, SQUEEZED = 'none', 'OREPA', 'OREPA-squeezed'
@@ -256,3 +259,34 @@ def rows(results: Results) -> list[Row]:
         if ratio is not None or target.at_most is not None:
             found.append(Row(target, result, ratio))
     return found
+
+
+def markdown(results: Results) -> str:
+    """What the targets are and what was found, as a section of a report."""
+    met = {True: 'met', False: '**not met**', None: ''}
+    columns = [
+        Column('what', lambda row: row.target.what, left=True),
+        Column(
+            'where',
+            lambda row: condition(row.result) if row.result else wanted(row.target),
+            left=True,
+        ),
+        Column('target', lambda row: format_target(row.target)),
+        Column('found (quartiles)', lambda row: times(row.found) if row.found else 'not measured'),
+        Column('', lambda row: met[row.is_met]),
+    ]
+    return section('Targets', markdown_table(columns, rows(results)))
+
+
+def format_target(target: Target) -> str:
+    """What a ratio may be at most."""
+    return NOTHING if target.at_most is None else f'≤ {target.at_most:.2f}'
+
+
+def wanted(target: Target) -> str:
+    """The condition of a target that was not measured."""
+    case = target.case
+    if 'kernel_size' in case:
+        return f'{case["kernel_size"]}×{case["kernel_size"]}, {case["in_channels"]} channels'
+    text = case['network'] + (f', batch {case["batch"]}' if 'batch' in case else '')
+    return f'{text}, no GPU here' if case['purpose'] == GPU_STEP else text

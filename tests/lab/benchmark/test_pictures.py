@@ -4,7 +4,7 @@ import matplotlib.image
 import pytest
 
 from lab.benchmark.made_up import MIB, kernel_result, measured, network_result, results
-from mmorepa.lab.benchmark import plots
+from mmorepa.lab.benchmark import pictures
 from mmorepa.lab.benchmark.plan import ladder
 from mmorepa.lab.benchmark.results import Measured
 
@@ -37,7 +37,7 @@ def heights(axes):
 
 
 def test_all_pictures_are_written(tmp_path):
-    written = plots.write_plots(full(), tmp_path)
+    written = pictures.write_pictures(full(), tmp_path)
     assert [path.name for path in written] == ['bars.png', 'split.png', 'growth.png', 'kernels.png']
     for path in written:
         assert matplotlib.image.imread(path).shape[1] > 500
@@ -46,25 +46,25 @@ def test_all_pictures_are_written(tmp_path):
 
 def test_no_numbers_no_picture(tmp_path):
     failed = network_result(Measured('none', failures=dict(build='no')))
-    assert plots.write_plots(results(failed), tmp_path) == []
+    assert pictures.write_pictures(results(failed), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bars():
-    memory, time = plots.bars(full()).axes
+    memory, time = pictures.bars(full()).axes
     assert heights(memory) == [110, 110, 130, 130]
     assert heights(time) == [10, 30, 15, 45]
     assert [label.get_text().split('\n')[0] for label in time.get_xticklabels()] == [
         'resnet18',
         'resnet50',
     ]
-    assert memory.get_ylabel() == 'MiB, counted'
+    assert memory.get_ylabel() == 'MiB, counted tensors'
 
 
 def test_bars_in_gibibytes_by_the_peak():
     ours = measured('OREPA')
     ours.bytes['peak'] = 3072 * MIB
-    memory, _ = plots.bars(results(network_result(ours))).axes
+    memory, _ = pictures.bars(results(network_result(ours))).axes
     assert heights(memory) == [3]
     assert memory.get_ylabel() == 'GiB, peak of the GPU'
 
@@ -73,7 +73,7 @@ def test_bars_of_the_paper():
     subjects = [
         measured(subject.name, 1 + i, rung=subject.rung) for i, subject in enumerate(ladder())
     ]
-    memory, time = plots.bars(results(network_result(*subjects))).axes
+    memory, time = pictures.bars(results(network_result(*subjects))).axes
     assert [label.get_text() for label in time.get_xticklabels()] == [
         'base',
         '+DBB',
@@ -87,12 +87,12 @@ def test_bars_of_the_paper():
 def test_a_subject_that_failed_has_no_bar():
     subjects = [measured(subject.name, rung=subject.rung) for subject in ladder()]
     subjects[-2] = Measured(subjects[-2].name, rung=subjects[-2].rung)
-    _, time = plots.bars(results(network_result(*subjects))).axes
+    _, time = pictures.bars(results(network_result(*subjects))).axes
     assert len(heights(time)) == 9
 
 
 def test_split_adds_up():
-    panels = plots.split(full()).axes
+    panels = pictures.split(full()).axes
     assert len(panels) == 2
     ends = {}
     for bar in panels[0].patches:
@@ -102,18 +102,18 @@ def test_split_adds_up():
 
 
 def test_growth():
-    _, ratios = plots.growth(full()).axes
+    _, ratios = pictures.growth(full()).axes
     assert [text.get_text() for text in ratios.get_xticklabels()] == ['8', '16']
     assert [list(line.get_ydata()) for line in ratios.lines[::3]] == [[1, 1], [1.5, 1.5]]
 
 
 def test_kernels():
-    times, ratios = plots.kernels(full()).axes
+    times, ratios = pictures.kernels(full()).axes
     assert [list(line.get_ydata()) for line in ratios.lines[::3]] == [[1, 1], [2, 2]]
 
 
 @pytest.mark.parametrize('name', ['none', 'OREPA', 'MobileOne', 'some-config'])
 def test_looks_are_steady(name):
     names = ['none', 'OREPA', 'MobileOne', 'some-config']
-    looks = [plots.look_of(other, names) for other in names]
+    looks = [pictures.look_of(other, names) for other in names]
     assert len(set(looks)) == len(names)

@@ -9,8 +9,8 @@ from mmengine.config import Config
 
 import mmorepa.det  # noqa: F401
 from mmorepa import switch_to_deploy
-from mmorepa.checkpoints.conversion import build_model
-from mmorepa.checkpoints.probing import compare_forms, probe_image
+from mmorepa.checkpoints.comparing import compare_forms, probe_image
+from mmorepa.checkpoints.models import build_model
 from support import ROOT, make_trained_like
 
 

@@ -4,10 +4,10 @@ import pytest
 
 from lab.benchmark.made_up import GPU, MIB, kernel_result, measured, network_result, results
 from mmorepa.lab.benchmark.growth import lines, sentences
-from mmorepa.lab.benchmark.report import mebibytes, times, to_markdown, write_markdown
 from mmorepa.lab.benchmark.results import Measured
 from mmorepa.lab.benchmark.roofline import GPUS
 from mmorepa.lab.benchmark.spread import digits, spread
+from mmorepa.lab.benchmark.tables import mebibytes, times, to_markdown, write_markdown
 
 GPU_NAMES = [gpu.name for gpu in GPUS]
 
@@ -135,23 +135,6 @@ def test_kernels():
     assert ours[3:] == ['1.300', '13', '26']
 
 
-def test_targets_belong_to_their_preset():
-    result = network_result(measured('none'), measured('OREPA', 1.45), purpose='step')
-    assert '## Targets' not in to_markdown(results(result))
-    text = to_markdown(results(result, preset='targets'))
-    rows = rows_of(text, 'Targets')[1:]
-    assert rows[0] == [
-        'training step: OREPA over none',
-        'resnet18, 8 × 224²',
-        '≤ 1.40',
-        '1.450',
-        '**not met**',
-    ]
-    assert ['resnet18, batch 64, no GPU here', '≤ 1.12', 'not measured', ''] in [
-        row[1:] for row in rows
-    ]
-
-
 def test_failures_are_named_once():
     def failed():
         return Measured('DBB', failures=dict(build='no such thing'))
@@ -169,7 +152,7 @@ def test_failures_are_named_once():
 
 def test_sections_without_numbers_are_left_out():
     text = to_markdown(results(kernel_result(measured('floor'), measured('OREPA'))))
-    for title in ('Training step', 'Memory', 'Evaluation', 'Growth', 'Not measured', 'Targets'):
+    for title in ('Training step', 'Memory', 'Evaluation', 'Growth', 'Not measured'):
         assert f'## {title}' not in text
 
 

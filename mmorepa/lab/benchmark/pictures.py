@@ -6,12 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
 
-from ...checkpoints.files import written_whole
+from ..drawing import grid, legend_below, logarithmic, new_figure, rows_down
+from ..scaffold import write_figure
 from .growth import AXES, Line, lines
 from .plan import Setup
 from .results import CaseResult, Measured, Results
@@ -34,7 +33,28 @@ LOOKS = {
     'OREPA-squeezed': ('#56b4e9', '*'),
     'OREPA-shared-out': ('#000000', '<'),
 }
+#: What these subjects are, for readers who see the picture alone.
+MEANINGS = {
+    'none': 'the plain network',
+    'floor': 'the matrix products that cannot be avoided',
+    'DBB': 'branches with BatchNorms, over the feature map',
+    'OREPA': 'one kernel, generated in each forward pass',
+    'online': 'the branches made into one kernel first',
+    'OREPA-offline': 'every branch over the feature map',
+    'offline': 'every branch over the feature map',
+    'released-DBB': 'the code of the paper',
+    'released-OREPA': 'the code of the paper',
+    'OREPA-squeezed': 'one kernel, generated once a step',
+    'OREPA-shared-out': 'squeezed, shared out among processes',
+}
 OTHER_LOOKS = (('#7570b3', '>'), ('#e7298a', 'p'), ('#66a61e', 'h'), ('#666666', 'd'))
+
+#: What can be varied, as it stands below an axis.
+ALONG = {
+    'batch': 'images in a batch',
+    'size': 'height and width of an image, pixels',
+    'width': 'factor on the channels of all layers',
+}
 
 #: The parts of a training step, what they are called, and their colours.
 PARTS = {
@@ -45,7 +65,7 @@ PARTS = {
 }
 
 
-def write_plots(results: Results, folder: str | os.PathLike) -> list[Path]:
+def write_pictures(results: Results, folder: str | os.PathLike) -> list[Path]:
     """Draw what there are numbers for; each picture is written whole or not at all.
 
     Args:
@@ -62,8 +82,7 @@ def write_plots(results: Results, folder: str | os.PathLike) -> list[Path]:
         figure = draw(results)
         if figure is not None:
             path = Path(folder, f'{name}.png')
-            with written_whole(path) as temporary:
-                figure.savefig(temporary, format='png')
+            write_figure(figure, path)
             written.append(path)
     return written
 
@@ -94,10 +113,11 @@ def bars(results: Results) -> Figure | None:
         return None
     heading = ''
     if any(subject.rung for subject in cases[0].subjects):
-        groups, heading = _rungs(cases[0]), _heading(cases[0])
+        groups = _rungs(cases[0])
+        heading = f'{heading_of(cases[0])}: each component is added to those on its left'
     else:
         groups = {
-            _heading(result).replace(', ', '\n'): {s.name: s for s in trained(result)}
+            heading_of(result).replace(', ', '\n'): {s.name: s for s in trained(result)}
             for result in cases
         }
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
@@ -114,18 +134,19 @@ def bars(results: Results) -> Figure | None:
         return subject.spread('step') if subject else None
 
     width = max(8, 2.5 + 0.85 * len(groups) * len(names))
-    figure = Figure(figsize=(width, 4.4), layout='constrained', dpi=120)
+    figure = new_figure(width, 5)
     left, right = figure.subplots(1, 2)
     for axes, number_of in ((left, memory_of), (right, time_of)):
         series = {name: [number_of(g.get(name)) for g in groups.values()] for name in names}
         _draw_bars(axes, list(groups), series)
     counts_peak = any('peak' in subject.bytes for subject in measured)
-    left.set_title('Training memory')
-    left.set_ylabel(f'{unit}, {"peak of the GPU" if counts_peak else "counted"}')
-    right.set_title('Training time')
-    right.set_ylabel('seconds a batch: median, quartiles')
+    counted = 'peak of the GPU' if counts_peak else 'counted tensors'
+    left.set_title('Memory that a training step keeps')
+    left.set_ylabel(f'{unit}, {counted}')
+    right.set_title('Time that a training step takes')
+    right.set_ylabel('seconds: median, quartiles')
     figure.suptitle(heading, fontsize=10)
-    _legend(figure, left)
+    legend_below(figure, left)
     return figure
 
 
@@ -145,7 +166,7 @@ def _draw_bars(axes: Axes, groups: Sequence[str], series: dict[str, list[Spread 
     for number, (name, spreads) in enumerate(series.items()):
         colour, _ = look_of(name, list(series))
         offset = (number - (len(series) - 1) / 2) * share
-        axes.bar([0], [0], color=colour, label=name)
+        axes.bar([0], [0], color=colour, label=explained(name))
         for place, found in enumerate(spreads):
             if found is None:
                 continue
@@ -165,7 +186,7 @@ def _draw_bars(axes: Axes, groups: Sequence[str], series: dict[str, list[Spread 
     axes.set_xticks(range(len(groups)), groups, fontsize=9)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
-    _rule(axes, 'y')
+    _open(axes, 'y')
 
 
 def split(results: Results) -> Figure | None:
@@ -175,15 +196,15 @@ def split(results: Results) -> Figure | None:
         return None
     counts = [len(trained(result)) for result in cases]
     height = 1.2 + 0.7 * len(cases) + 0.36 * sum(counts)
-    figure = Figure(figsize=(10, height), layout='constrained', dpi=120)
+    figure = new_figure(10, height)
     panels = figure.subplots(len(cases), 1, squeeze=False, height_ratios=counts)[:, 0]
     for axes, result in zip(panels, cases):
         _draw_parts(axes, trained(result))
-        axes.set_title(_heading(result), fontsize=10, loc='left')
+        axes.set_title(heading_of(result), fontsize=10, loc='left')
     panels[-1].set_xlabel(
-        'ms a training step: medians of its parts; the number is that of the step'
+        'a training step, ms: medians of its parts, and as a number the median of the whole step'
     )
-    _legend(figure, panels[0])
+    legend_below(figure, panels[0])
     return figure
 
 
@@ -204,10 +225,9 @@ def _draw_parts(axes: Axes, subjects: Sequence[Measured]) -> None:
             va='center',
             fontsize=8,
         )
-    axes.set_yticks(range(len(subjects)), [subject.name for subject in subjects])
-    axes.set_ylim(len(subjects) - 0.4, -0.6)
+    rows_down(axes, [explained(subject.name, '\n') for subject in subjects])
     axes.set_xlim(0, 1.08 * max(ends))
-    _rule(axes, 'x')
+    _open(axes, 'x')
 
 
 def growth(results: Results) -> Figure | None:
@@ -218,18 +238,20 @@ def growth(results: Results) -> Figure | None:
     columns = [(axis, [line for line in found if line.axis == axis]) for axis in AXES]
     columns = [(axis, along) for axis, along in columns if along]
     networks = list(dict.fromkeys(line.network for line in found))
-    figure = Figure(figsize=(1.5 + 4 * len(columns), 6.2), layout='constrained', dpi=120)
+    figure = new_figure(1.5 + 4 * len(columns), 6.6)
     panels = figure.subplots(2, len(columns), squeeze=False, sharex='col', sharey='row')
     for (upper, lower), (axis, along) in zip(panels.T, columns):
         for line in along:
             _draw_line(upper, lower, line, networks)
         values = sorted({value for line in along for value in line.values})
         upper.set_title(_fixed(along[0], networks), fontsize=10)
-        lower.set_xlabel(AXES[axis])
+        lower.set_xlabel(ALONG[axis])
         _logarithmic(upper, lower, values)
-    panels[0, 0].set_ylabel('ms a training step\n(dashed: generating kernels)')
-    panels[1, 0].set_ylabel(f'over {found[0].names[0]}')
-    _legend(figure, panels[0, 0])
+    base = found[0].names[0]
+    panels[0, 0].set_ylabel('a training step, ms\n(dashed: generating the kernels)')
+    panels[1, 0].set_ylabel(f'times the step of\n{MEANINGS.get(base, base)}')
+    figure.suptitle('How the cost of a training step grows', fontsize=11)
+    legend_below(figure, panels[0, 0])
     return figure
 
 
@@ -242,7 +264,7 @@ def _draw_line(upper: Axes, lower: Axes, line: Line, networks: Sequence[str]) ->
         # Networks are told apart by how much of the line is there.
         look = dict(color=colour, marker=mark, markersize=5, alpha=1 / (1 + number))
         steps = [subject.spread('step').times(1e3) for subject in line.of(name)]
-        _draw_spreads(upper, line.values, steps, label=name + suffix, **look)
+        _draw_spreads(upper, line.values, steps, label=explained(name) + suffix, **look)
         made = [subject.spread('generation') for subject in line.of(name)]
         if all(made):
             medians = [1e3 * found.median for found in made]
@@ -271,7 +293,7 @@ def kernels(results: Results) -> Figure | None:
     by_size = {size: found for size, found in sorted(by_size.items()) if len(found) > 1}
     if not by_size:
         return None
-    figure = Figure(figsize=(1.5 + 4 * len(by_size), 6.2), layout='constrained', dpi=120)
+    figure = new_figure(1.5 + 4 * len(by_size), 6.6)
     panels = figure.subplots(2, len(by_size), squeeze=False, sharex='col', sharey='row')
     for (upper, lower), (size, cases) in zip(panels.T, by_size.items()):
         cases.sort(key=lambda result: result.case['in_channels'])
@@ -285,15 +307,16 @@ def kernels(results: Results) -> Figure | None:
             colour, mark = look_of(name, names)
             look = dict(color=colour, marker=mark, markersize=5)
             steps = [result[name].spread('step').times(1e3) for result in cases]
-            _draw_spreads(upper, channels, steps, label=name, **look)
+            _draw_spreads(upper, channels, steps, label=explained(name), **look)
             ratios = [result[name].ratio(result.first) for result in cases]
             _draw_spreads(lower, channels, ratios, **look)
         upper.set_title(f'{size}×{size} kernels', fontsize=10)
-        lower.set_xlabel('channels, in and out')
+        lower.set_xlabel('input channels, and as many output channels')
         _logarithmic(upper, lower, channels)
-    panels[0, 0].set_ylabel('ms, forward + backward')
-    panels[1, 0].set_ylabel('over the floor')
-    _legend(figure, *panels[0])
+    panels[0, 0].set_ylabel('generating a kernel and\npulling its gradient back, ms')
+    panels[1, 0].set_ylabel('times the floor')
+    figure.suptitle('What generating one kernel costs', fontsize=11)
+    legend_below(figure, *panels[0])
     return figure
 
 
@@ -305,8 +328,15 @@ def look_of(name: str, names: Sequence[str]) -> tuple[str, str]:
     return OTHER_LOOKS[others.index(name) % len(OTHER_LOOKS)]
 
 
-def _heading(result: CaseResult) -> str:
-    return f'{result.label}, {Setup(**result.case["setup"])}'
+def explained(name: str, between: str = ' ') -> str:
+    """The name of a subject, and what it is where that is known."""
+    return f'{name}{between}({MEANINGS[name]})' if name in MEANINGS else name
+
+
+def heading_of(result: CaseResult) -> str:
+    """The condition of a case, with the computing."""
+    label = result.label.replace(' × ', ' images of ')
+    return f'{label}, {Setup(**result.case["setup"])}'
 
 
 def _draw_spreads(axes: Axes, x: Sequence[float], spreads: Sequence[Spread], **look) -> None:
@@ -323,26 +353,12 @@ def _logarithmic(upper: Axes, lower: Axes, values: Sequence[float]) -> None:
         axes.set_xscale('log')
         axes.set_xticks(values, [f'{value:g}' for value in values])
         axes.set_yscale('log')
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
         axes.minorticks_off()
-        _rule(axes, 'both')
+        logarithmic(axes.yaxis, *axes.dataLim.intervaly)
+        _open(axes, 'both')
 
 
-def _legend(figure: Figure, *panels: Axes) -> None:
-    """Below the figure, what is labelled in any of the panels."""
-    found: dict[str, Artist] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels()):
-            found.setdefault(label, handle)
-    labels, handles = list(found), list(found.values())
-    # Inches that the longest takes: its handle, and its letters.
-    widest = 0.6 + 0.085 * max(map(len, labels), default=0)
-    columns = max(1, min(len(labels), int(figure.get_figwidth() / widest)))
-    figure.legend(handles, labels, loc='outside lower center', ncols=columns)
-
-
-def _rule(axes: Axes, axis: str) -> None:
-    axes.grid(axis=axis, color='#dddddd', linewidth=0.5)
-    axes.set_axisbelow(True)
+def _open(axes: Axes, axis: str) -> None:
+    """A grid along an axis, and no frame above and at the right."""
+    grid(axes, axis)
     axes.spines[['top', 'right']].set_visible(False)

@@ -15,8 +15,8 @@ import mmorepa.det
 import mmorepa.pretrain
 import mmorepa.seg  # noqa: F401  (all three register)
 from mmorepa import OREPAConv2d, squeeze, verify
-from mmorepa.backbones.repvgg import OREPARepVGG, RepVGG, SELayer, nearest_multiple
-from mmorepa.checkpoints.probing import compare_forms
+from mmorepa.backbones.repvgg_network import OREPARepVGG, RepVGG, SELayer, nearest_multiple
+from mmorepa.checkpoints.comparing import compare_forms
 from mmorepa.convs import (
     ACNetConv2d,
     DBBConv2d,

@@ -29,15 +29,11 @@ def compare_forms(before: nn.Module, after: nn.Module, image: Tensor) -> Agreeme
     """
     if not hasattr(before, 'roi_head'):
         return verify(before, after, image, mode='tensor')
-    found = [
-        verify(part, after.get_submodule(name), *args, **kwargs)
-        for name, part, args, kwargs in _parts(before, image)
-    ]
-    return Agreement(
-        max_abs=max(agreement.max_abs for agreement in found),
-        # Python's max may lose a NaN.
-        relative=torch.tensor([agreement.relative for agreement in found]).double().max().item(),
-        argmax=min(agreement.argmax for agreement in found),
+    return Agreement.worst(
+        [
+            verify(part, after.get_submodule(name), *args, **kwargs)
+            for name, part, args, kwargs in _parts(before, image)
+        ]
     )
 
 

@@ -1,12 +1,8 @@
-"""Running a benchmark: case by case, subjects in turn, what was measured kept at all times."""
+"""Runs a benchmark, case by case and the subjects in turn, and always keeps what was measured."""
 
 from __future__ import annotations
 
 import gc
-import os
-import platform
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -18,8 +14,7 @@ from torch import nn
 from ...convs import OREPAConv2d, switch_to_deploy
 from ...convs.generated import GeneratedConv2d
 from ...errors import UserError
-from ...version import __version__
-from ..provenance import git_commit, machine
+from ..provenance import load, machine, now, software
 from . import memory, processes, released
 from .counted_step import CountedStep, count_step
 from .floor import Floor
@@ -95,7 +90,7 @@ class Study:
 
         Args:
             save (Callable[[Results], None]): Called with what has been measured so far: after
-                each case, and when the benchmark ends, be it that it is interrupted.
+                each case, and when the benchmark ends, even if it is interrupted.
 
         Returns:
             Results: See there.
@@ -121,7 +116,7 @@ class Study:
         return self.results
 
     def runs_of(self, case: Case) -> int:
-        """How many actions a case is at most."""
+        """How many actions a case has at most."""
         repeats = self.warm_up + self.repeats
         if isinstance(case, KernelCase):
             return repeats * len(kernel_subjects(case))
@@ -305,41 +300,8 @@ def use_device(device: str) -> None:
         ) from None
 
 
-def software() -> str:
-    """Versions of what computes, and the checkout's commit if there is one."""
-    versions = dict(Python=platform.python_version(), torch=torch.__version__)
-    if torch.cuda.is_available():
-        versions.update(CUDA=torch.version.cuda, cuDNN=torch.backends.cudnn.version())
-    elif torch.backends.mkldnn.is_available():
-        versions['oneDNN'] = _onednn()
-    for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg'):
-        if hasattr(sys.modules.get(name), '__version__'):
-            versions[name] = sys.modules[name].__version__
-    versions['mmorepa'] = __version__
-    text = ', '.join(f'{name} {version}' for name, version in versions.items())
-    commit = git_commit()
-    return f'{text} at commit {commit}' if commit else text
-
-
-def _onednn() -> str:
-    for line in torch.__config__.show().splitlines():
-        if 'MKL-DNN' in line or 'oneDNN' in line:
-            return line.strip(' -').split(' v')[-1].split(' ')[0]
-    return 'of unknown version'
-
-
-def load() -> float:
-    """The load average of the machine over the last minute."""
-    return round(os.getloadavg()[0], 2)
-
-
-def now() -> str:
-    """The time of day."""
-    return time.strftime('%Y-%m-%d %H:%M:%S')
-
-
 def progress_bar() -> Progress:
-    """On stderr, gone when it is done."""
+    """A bar on stderr, which is gone when the work is done."""
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),

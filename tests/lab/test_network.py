@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from mmorepa.checkpoints import load_checkpoint
-from mmorepa.checkpoints.conversion import build_model
+from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import squeeze, switch_to_deploy
-from mmorepa.engine.networks import FRESH, load_data, load_network
+from mmorepa.engine.data import build_loader
 from mmorepa.errors import UserError
+from mmorepa.lab.network import FRESH, load_network
 from support import CONFIG
 
 
@@ -42,7 +43,7 @@ def test_load_from(narrow_config, training_checkpoint):
 def test_other_forms(change, form, narrow_config, tmp_path):
     path = tmp_path / 'converted.pth'
     torch.save(dict(state_dict=change(build_model(narrow_config())).state_dict()), path)
-    refused(f'converted.pth is in {form} form and has no generated', narrow_config(), path)
+    refused(f'converted.pth is in {form} form, its', narrow_config(), path)
     assert load_network(narrow_config(), path, training_form=False).checkpoint == 'converted.pth'
 
 
@@ -74,5 +75,5 @@ def test_data_that_is_not_there(options, message, narrow_config):
     cfg = narrow_config(**options)
     build_model(cfg)  # sets the default scope, as a network that is loaded does
     with pytest.raises(UserError, match=message) as info:
-        load_data(cfg, 'test_dataloader')
+        build_loader(cfg, 'test_dataloader')
     assert '\n' not in str(info.value)

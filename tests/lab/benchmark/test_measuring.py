@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mmorepa.errors import UserError
-from mmorepa.lab.benchmark import steps, study
+from mmorepa.lab.benchmark import measuring, steps
+from mmorepa.lab.benchmark.measuring import FLOOR, KERNEL, Study
 from mmorepa.lab.benchmark.plan import KernelCase, NetworkCase, Setup, ladder
 from mmorepa.lab.benchmark.results import read
-from mmorepa.lab.benchmark.study import FLOOR, KERNEL, Study
 from mmorepa.lab.benchmark.subjects import Subject, parse
 
 TRAINING = {'step', 'forward', 'backward', 'optimizer'}
@@ -118,7 +118,7 @@ def test_kernels(shape):
 
 def test_generation_goes_back_to_every_parameter():
     """The gradients, which are dropped in the end, have been there."""
-    block = study.OREPAConv2d(4, 4, 3, bias=False)
+    block = measuring.OREPAConv2d(4, 4, 3, bias=False)
     generation = steps.Generation(block, Setup())
     generation.generate()
     generation.pull_back()
@@ -129,7 +129,7 @@ def test_generation_goes_back_to_every_parameter():
 
 def test_a_training_step_trains():
     torch.manual_seed(0)
-    network = study.build(parse('OREPA'), 'resnet18', 0.125)
+    network = measuring.build(parse('OREPA'), 'resnet18', 0.125)
     step = steps.TrainStep(network, steps.images(2, 32, Setup()), Setup())
     before = network.fc.bias.clone()
     step()
@@ -156,7 +156,7 @@ def test_micro_batches_train_as_one_batch():
 
 
 def test_micro_batches_update_once():
-    network = study.build(parse('OREPA-squeezed'), 'resnet18', 0.125)
+    network = measuring.build(parse('OREPA-squeezed'), 'resnet18', 0.125)
     step = steps.TrainStep(network, steps.images(2, 32, Setup()), Setup(), accumulate=3)
     names = [name for name, _ in step.parts]
     assert names == 3 * ['forward', 'backward'] + ['pull_back', 'optimizer', 'generate']
@@ -168,7 +168,7 @@ def test_modes_train_alike(mode):
 
     def trained(name):
         torch.manual_seed(0)
-        network = study.build(parse(name), 'resnet18', 0.125).double()
+        network = measuring.build(parse(name), 'resnet18', 0.125).double()
         step = steps.TrainStep(network, steps.images(2, 32, Setup()).double(), Setup(), 2)
         for _ in range(2):
             step()
@@ -183,9 +183,9 @@ def test_processes(monkeypatch):
 
     def measure(case, repeats, warm_up, released_path, threads):
         assert (repeats, warm_up, threads) == (REPEATS, 1, 3)
-        return [study.Measured('none', sent=dict(allreduce=5))]
+        return [measuring.Measured('none', sent=dict(allreduce=5))]
 
-    monkeypatch.setattr(study.processes, 'measure', measure)
+    monkeypatch.setattr(measuring.processes, 'measure', measure)
     (result,) = run(one, threads_each=3)
     assert result['none'].sent == dict(allreduce=5)
     assert result['none'].operations
@@ -193,14 +193,14 @@ def test_processes(monkeypatch):
     def fail(*args):
         raise RuntimeError('no more')
 
-    monkeypatch.setattr(study.processes, 'measure', fail)
+    monkeypatch.setattr(measuring.processes, 'measure', fail)
     (result,) = run(one)
     assert result['none'].failures == dict(train='RuntimeError: no more')
     assert result['none'].operations
 
 
 def test_a_step_that_fails_keeps_nothing(monkeypatch):
-    network = study.build(parse('OREPA'), 'resnet18', 0.125)
+    network = measuring.build(parse('OREPA'), 'resnet18', 0.125)
     step = steps.TrainStep(network, steps.images(2, 32, Setup()), Setup())
 
     def broken(*args):
@@ -214,7 +214,7 @@ def test_a_step_that_fails_keeps_nothing(monkeypatch):
 
 
 def test_evaluation_is_in_eval_mode_without_gradients(monkeypatch):
-    network = study.build(parse('OREPA'), 'resnet18', 0.125)
+    network = measuring.build(parse('OREPA'), 'resnet18', 0.125)
     seen = []
     step = steps.EvalStep(network, steps.images(2, 32, Setup()), Setup())
     network.register_forward_hook(
@@ -243,7 +243,7 @@ class TestFailures:
         def broken(self, x):
             raise RuntimeError('out of something\nand more')
 
-        monkeypatch.setattr(study.OREPAConv2d, 'forward', broken)
+        monkeypatch.setattr(measuring.OREPAConv2d, 'forward', broken)
         (result,) = run(case('none'))
         assert result['none'].failures == {}
         study_ = Study([case('none', 'OREPA')], repeats=1, warm_up=0)

@@ -1,0 +1,86 @@
+"""The names that other libraries and other heads give the tensors of a backbone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+#: mmpretrain's names of the convolutions and BatchNorms of a deep stem, by their places in the
+#: sequence that mmdet and mmseg have.
+_PLACES = {0: '0.conv', 1: '0.bn', 3: '1.conv', 4: '1.bn', 6: '2.conv', 7: '2.bn'}
+#: timm's deep stem is a sequence without its last BatchNorm.
+_FROM_TIMM = [(r'^conv1\.(\d)\.', r'stem.\1.'), (r'^bn1\.', 'stem.7.')]
+_TO_MMPRETRAIN = [(rf'^stem\.{place}\.', f'stem.{name}.') for place, name in _PLACES.items()]
+_FROM_MMPRETRAIN = [
+    (rf'^stem\.{re.escape(name)}\.', f'stem.{place}.') for place, name in _PLACES.items()
+]
+#: mmpretrain's RepVGG in its three-branch form, where the first is a block or a convolution.
+_THREE_BRANCHES = [
+    (r'branch_3x3\.norm\.', 'branch_reparam.original.norm.'),
+    (r'branch_1x1\.conv\.', 'branch_reparam.pointwise.'),
+    (r'branch_1x1\.norm\.', 'branch_reparam.pointwise.norm.'),
+    (r'branch_norm\.', 'branch_reparam.identity.norm.'),
+]
+_GENERATED = [*_THREE_BRANCHES, (r'branch_3x3\.conv\.', 'branch_reparam.original.conv.')]
+_CONVOLVED = [*_THREE_BRANCHES, (r'branch_3x3\.conv\.', 'branch_reparam.original.')]
+
+#: mmpretrain has no average before the first shortcut, whose stride is one; others have one of 1x1.
+_NO_AVERAGE = [(rf'^layer1\.0\.downsample\.{i}\.', f'layer1.0.downsample.{i - 1}.') for i in (1, 2)]
+_AVERAGE = [(rf'^layer1\.0\.downsample\.{i}\.', f'layer1.0.downsample.{i + 1}.') for i in (1, 0)]
+
+#: Each is a list of patterns and replacements, done in turn.
+RENAMINGS = [
+    [],
+    _FROM_TIMM,
+    [*_FROM_TIMM, *_TO_MMPRETRAIN],
+    [*_FROM_TIMM, *_TO_MMPRETRAIN, *_NO_AVERAGE],
+    _TO_MMPRETRAIN,
+    [*_TO_MMPRETRAIN, *_NO_AVERAGE],
+    _FROM_MMPRETRAIN,
+    [*_FROM_MMPRETRAIN, *_AVERAGE],
+    _GENERATED,
+    _CONVOLVED,
+]
+
+
+def named_as(state_dict: Mapping[str, Tensor], known: set[str]) -> dict[str, Tensor]:
+    """A state dict under the names of a backbone: the renaming under which most are known.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): Of a backbone, or of a model around one.
+        known (set[str]): The names that the backbone knows.
+
+    Returns:
+        dict[str, Tensor]: All tensors; those of other parts keep names of their own.
+    """
+    return max(candidates(state_dict, known), key=lambda renamed: len(renamed.keys() & known))
+
+
+def candidates(state_dict: Mapping[str, Tensor], known: set[str]) -> Iterator[dict[str, Tensor]]:
+    """The ways in which a state dict may be meant."""
+    for renaming in RENAMINGS:
+        for prefix in prefixes(state_dict, known, renaming):
+            yield {
+                rename(key.removeprefix(prefix), renaming) if key.startswith(prefix) else key: value
+                for key, value in state_dict.items()
+            }
+
+
+def prefixes(state_dict: Mapping[str, Tensor], known: set[str], renaming: list) -> set[str]:
+    """What may stand before the names of the backbone, such as ``'backbone.'``; also nothing."""
+    found = {''}
+    for key in state_dict:
+        parts = key.split('.')
+        for i in range(1, len(parts)):
+            if rename('.'.join(parts[i:]), renaming) in known:
+                found.add('.'.join(parts[:i]) + '.')
+    return found
+
+
+def rename(key: str, renaming: list) -> str:
+    """A name under a renaming."""
+    for pattern, replacement in renaming:
+        key = re.sub(pattern, replacement, key)
+    return key

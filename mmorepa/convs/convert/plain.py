@@ -1,0 +1,125 @@
+"""What a plain network's state dict is to a model with blocks, see ``ReparamConv2d.take_plain``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks.normed import AbsorbedNorm, NormedConv2d
+from ..reparam import ReparamConv2d
+
+
+def imitating(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, ReparamConv2d]:
+    """The blocks by name that imitate a plain convolution when a state dict is loaded.
+
+    Args:
+        model (nn.Module): With blocks in training form.
+        state_dict (Mapping[str, Tensor]): Names as of the model, but for plain convolutions.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, ReparamConv2d) and module.is_plain_in(state_dict, _dotted(name))
+    }
+
+
+def known_names(model: nn.Module) -> set[str]:
+    """All names in a state dict that mean something to a model, its own and plain ones."""
+    names = set(model.state_dict())
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ReparamConv2d):
+            names |= {f'{_dotted(name)}weight', f'{_dotted(name)}bias'}
+        elif isinstance(module, AbsorbedNorm):
+            names |= {f'{_dotted(name)}{key}' for key in module.restored().state_dict()}
+    return names
+
+
+def wanted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a state dict has to hold, some convolutions of it being plain.
+
+    Args:
+        model (nn.Module): With blocks in training form.
+        state_dict (Mapping[str, Tensor]): Tells which convolutions are plain.
+
+    Returns:
+        dict[str, Tensor]: Tensors of the right shapes and dtypes by name, values without meaning.
+    """
+    return dict(_wanted(model, state_dict, ''))
+
+
+def _wanted(module: nn.Module, state_dict, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(module, ReparamConv2d) and module.is_plain_in(state_dict, prefix):
+        shape = module.out_channels, module.in_channels // module.groups, *module.kernel_size
+        yield f'{prefix}weight', next(module.parameters()).new_empty(shape, device='meta')
+        if module._parameters.get('bias') is not None:
+            yield f'{prefix}bias', module.bias
+        return
+    if isinstance(module, AbsorbedNorm):
+        if any(key.startswith(prefix) for key in state_dict):
+            for name, tensor in module.restored().state_dict().items():
+                yield f'{prefix}{name}', tensor
+        return
+    children = tuple(f'{name}.' for name in module._modules)
+    for name, tensor in module.state_dict().items():
+        if not name.startswith(children):
+            yield f'{prefix}{name}', tensor
+    for name, child in module._modules.items():  # also those that have several names
+        if child is not None:
+            yield from _wanted(child, state_dict, f'{prefix}{name}.')
+
+
+def refuse_folded(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse a deploy form, before anything of it is loaded.
+
+    Args:
+        model (nn.Module): With blocks in training form.
+        state_dict (Mapping[str, Tensor]): Names as of the model, but for plain convolutions.
+
+    Raises:
+        UserError: If it has a bias, or no BatchNorm, where the plain network has it the other way.
+    """
+    for name, module in model.named_modules(remove_duplicate=False):
+        prefix = _dotted(name)
+        if isinstance(module, AbsorbedNorm):
+            if module.block in imitating(model, state_dict).values():
+                if not any(key.startswith(prefix) for key in state_dict):
+                    module.block.refuse_folded(f'no {prefix}weight')
+        elif isinstance(module, ReparamConv2d) and 'bias' not in module.computed:
+            if f'{prefix}bias' in state_dict and module._parameters.get('bias') is None:
+                module.refuse_folded(f'a bias, {prefix}bias')
+
+
+@torch.no_grad()
+def plain_reference(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a model with plain convolutions where a state dict has them, and its values.
+
+    Args:
+        model (nn.Module): With blocks in training form.
+        state_dict (Mapping[str, Tensor]): Fits :func:`wanted`.
+    """
+    found = imitating(model, state_dict)
+    copied = copy.deepcopy(model)
+    for name, block in found.items():
+        weight = state_dict[f'{name}.weight']
+        bias = state_dict.get(f'{name}.bias')
+        conv = block.plain(weight, bias)
+        _replace(copied, name, conv)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, AbsorbedNorm) and isinstance(module.block, NormedConv2d):
+            if module.block in found.values():
+                sample = next(module.block.parameters())
+                _replace(copied, name, module.restored().to(sample))
+    copied.load_state_dict(state_dict, strict=False)
+    return copied
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition('.')
+    model.get_submodule(parent)._modules[last] = module
+
+
+def _dotted(name: str) -> str:
+    return f'{name}.' if name else ''

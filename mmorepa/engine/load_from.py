@@ -1,0 +1,72 @@
+"""Starting from a whole model's weights, ``load_from``, with nothing dropped in silence."""
+
+from __future__ import annotations
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..backbones.key_names import named_as
+from ..checkpoints.state_dict import misfit, unusable, with_counters
+from ..convs.convert.plain import imitating, known_names, refuse_folded, wanted
+from ..errors import UserError
+from .squeezed_step import unwrap
+
+
+@HOOKS.register_module()
+class LoadFromHook(Hook):
+    """Refuses a ``load_from`` that the model takes in part, or not at all.
+
+    MMEngine loads what fits, warns in the log of the rest, and trains. Where the checkpoint is of
+    the plain model, the blocks imitate its convolutions, and a line says how many do::
+
+        custom_hooks = [dict(type='mmorepa.LoadFromHook')]
+
+    Args:
+        partial (bool): Load what fits and say how much that is, such as the weights of a detector
+            for other classes. Defaults to False.
+
+    Raises:
+        UserError: If keys are missing or unexpected, or shapes differ; if it is a deploy form and
+            the model has blocks, ``partial`` or not.
+    """
+
+    #: Behind hooks that turn the checkpoint into another, before those that copy it.
+    priority = 'HIGH'
+
+    def __init__(self, partial: bool = False):
+        self.partial = partial
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Give the weights the model's names, and see what is missing."""
+        if runner._resume:
+            return
+        model = unwrap(runner.model)
+        source = runner._load_from or 'the checkpoint'
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        if reason := unusable(state_dict):
+            raise UserError(f'{source} holds no state_dict of tensors: {reason}')
+        state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+        found = named_as(state_dict, known_names(model))
+        try:
+            refuse_folded(model, found)
+        except UserError as error:
+            raise UserError(f'{source}: {error}') from None
+        needed = wanted(model, found)
+        fitting = {
+            key: value
+            for key, value in found.items()
+            if key in needed and value.shape == needed[key].shape
+        }
+        difference = misfit(needed, with_counters(needed, found))
+        if difference and not (self.partial and fitting):
+            raise UserError(
+                f'{source} does not fit the model: {difference}; load_from wants all of it. For a '
+                'backbone alone use model.backbone.init_cfg, or train.py --init; to load what '
+                "fits, dict(type='mmorepa.LoadFromHook', partial=True) in custom_hooks"
+            )
+        said = f'loaded {len(fitting)} of the {len(needed)} tensors of the model from {source}'
+        if plain := imitating(model, fitting):
+            said += f', where {len(plain)} blocks imitate plain convolutions'
+        runner.logger.info(said)
+        checkpoint['state_dict'] = fitting

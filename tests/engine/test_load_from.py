@@ -1,0 +1,118 @@
+"""``load_from`` through the real Runner: all of it arrives, or it is an error."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from engine.small_training import BACKBONE, make_runner
+from mmorepa import squeeze, switch_to_deploy
+from mmorepa.errors import UserError
+from support import make_trained_like
+
+WIDE = dict(stem_channels=24)  # enough for the stem to have any kernel
+FLOAT32 = 1e-5
+
+
+def classifier(reparam='OREPA', classes=3):
+    torch.manual_seed(0)
+    backbone = {**BACKBONE, **WIDE, 'reparam': reparam}
+    model = dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=backbone,
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=classes, in_channels=32),
+    )
+    return make_trained_like(MODELS.build(model))
+
+
+def started(tmp_path, state_dict, partial=False, **kwargs):
+    """A runner that has loaded a state dict, as it would before training."""
+    path = tmp_path / 'a.pth'
+    torch.save(dict(state_dict=state_dict, meta={}), path)
+    hook = dict(type='LoadFromHook', partial=partial)
+    runner = make_runner(
+        tmp_path / 'work', hooks=[hook], backbone=WIDE, load_from=str(path), **kwargs
+    )
+    runner.load_or_resume()
+    return runner
+
+
+def outputs(model):
+    model.eval()
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model(image, mode='tensor')
+
+
+def test_the_models_own_weights(tmp_path):
+    trained = classifier()
+    runner = started(tmp_path, trained.state_dict())
+    assert torch.equal(outputs(runner.model), outputs(trained))
+
+
+def test_a_plain_models_weights(tmp_path):
+    plain = classifier(None)
+    runner = started(tmp_path, plain.state_dict())
+    torch.testing.assert_close(
+        outputs(runner.model), outputs(plain), rtol=FLOAT32, atol=10 * FLOAT32
+    )
+
+
+def test_a_squeezed_models_weights(tmp_path):
+    trained = classifier()
+    expected = outputs(trained)
+    runner = started(tmp_path, squeeze(trained).state_dict())
+    torch.testing.assert_close(outputs(runner.model), expected, rtol=1e-4, atol=1e-4)
+
+
+def backbone_alone(model):
+    return {
+        key.removeprefix('backbone.'): value for key, value in model.backbone.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    'state_dict, message',
+    [
+        (lambda: classifier(classes=5).state_dict(), 'shapes differ, first head.fc.weight'),
+        (lambda: backbone_alone(classifier(None)), '--init'),
+        (lambda: dict(weight=torch.zeros(2)), 'keys missing'),
+        (lambda: switch_to_deploy(classifier()).state_dict(), 'a deploy form'),
+    ],
+    ids=['other classes', 'a backbone alone', 'something else', 'deploy form'],
+)
+def test_what_does_not_fit_is_an_error(state_dict, message, tmp_path):
+    with pytest.raises(UserError, match=message) as info:
+        started(tmp_path, state_dict())
+    assert '\n' not in str(info.value)
+
+
+def test_a_part_where_it_is_asked_for(tmp_path):
+    other = classifier(None, classes=5)
+    runner = started(tmp_path, other.state_dict(), partial=True)
+    image = torch.randn(2, 3, 32, 32)
+    other.eval()
+    runner.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            runner.model.backbone(image)[0], other.backbone(image)[0], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize('wrong', ['nothing', 'deploy form'])
+def test_no_part_is_never_enough(wrong, tmp_path):
+    if wrong == 'nothing':
+        state_dict = dict(weight=torch.zeros(2))
+    else:
+        state_dict = switch_to_deploy(classifier()).state_dict()
+    with pytest.raises(UserError):
+        started(tmp_path, state_dict, partial=True)
+
+
+def test_resuming_is_left_alone(tmp_path):
+    """The checkpoint of the same training fits, and MMEngine reads it as ever."""
+    hook = dict(type='LoadFromHook')
+    make_runner(tmp_path, hooks=[hook]).train()
+    runner = make_runner(tmp_path, hooks=[hook], resume=True)
+    runner.load_or_resume()
+    assert runner.epoch == 2

@@ -1,0 +1,117 @@
+"""What a report prints and writes, where results go, and how numbers are written."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import matplotlib.image
+import pytest
+
+from mmorepa.errors import UserError
+from mmorepa.lab import scaffold as output
+from mmorepa.lab.drawing import new_figure, spread_out
+
+
+@dataclass(frozen=True)
+class Lengths(output.Report):
+    """A report that says no more than it has to."""
+
+    layers: list[str]
+
+    def heading(self):
+        return 'lengths'
+
+    def columns(self):
+        return [
+            output.Column('layer', str, left=True),
+            output.Column('length', lambda layer: str(len(layer))),
+        ]
+
+    def stands_out(self, row):
+        return len(row) > 4
+
+    def summary(self):
+        return [f'{len(self.layers)} layers']
+
+    def draw(self):
+        figure = new_figure(6, 4)
+        figure.subplots().bar(self.layers, list(map(len, self.layers)))
+        return figure
+
+
+class TestReport:
+    report = Lengths(['conv1', 'fc'])
+
+    def test_table(self):
+        shown = self.report.table()
+        assert [column.header for column in shown.columns] == ['layer', 'length']
+        assert [list(column.cells) for column in shown.columns] == [['conv1', 'fc'], ['5', '2']]
+        assert [column.justify for column in shown.columns] == ['left', 'right']
+        assert [row.style for row in shown.rows] == ['bold', None]
+
+    def test_shown(self, capsys):
+        self.report.show()
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].strip() == 'lengths'
+        assert lines[-1] == '2 layers'
+
+    def test_written(self, tmp_path):
+        self.report.write_json(tmp_path / 'new' / 'a.json')
+        assert json.loads((tmp_path / 'new' / 'a.json').read_text()) == dict(layers=['conv1', 'fc'])
+        self.report.write_picture(tmp_path / 'new' / 'a.png')
+        assert matplotlib.image.imread(tmp_path / 'new' / 'a.png').shape[1] == 660
+
+
+def test_markdown_table():
+    columns = [output.Column('a|b', str, left=True), output.Column('c', str)]
+    wanted = ['| a\\|b | c |', '| --- | --: |', '| 1 | 1 |']
+    assert output.markdown_table(columns, [1]) == wanted
+    assert output.markdown_table(columns, []) == []
+
+
+class TestFolder:
+    @pytest.mark.parametrize('name', ['.', 'new', 'new/below'])
+    def test_there_or_not(self, name, tmp_path):
+        assert output.check_folder(tmp_path / name) == tmp_path / name
+        assert not (tmp_path / 'new').exists()
+
+    @pytest.mark.parametrize('name', ['taken', 'taken/below', 'taken/below/that'])
+    def test_a_file(self, name, tmp_path):
+        (tmp_path / 'taken').write_text('precious')
+        with pytest.raises(UserError, match='taken is a file: wanted a folder') as info:
+            output.check_folder(tmp_path / name)
+        assert '\n' not in str(info.value)
+
+    def test_of_another(self, tmp_path, monkeypatch):
+        monkeypatch.setattr('os.access', lambda path, mode: False)
+        with pytest.raises(UserError, match='may not be written to'):
+            output.check_folder(tmp_path / 'new')
+
+
+def test_numbers_that_do_not_exist_are_null(tmp_path):
+    content = dict(a=[1.5, math.nan], b=dict(c=(math.inf, 2)), d=None, e='text', f=True)
+    output.write_json(content, tmp_path / 'sub' / 'a.json')
+    found = json.loads((tmp_path / 'sub' / 'a.json').read_text())
+    assert found == dict(a=[1.5, None], b=dict(c=[None, 2]), d=None, e='text', f=True)
+
+
+@pytest.mark.parametrize(
+    'count, wanted, places',
+    [(0, 4, []), (1, 4, [0]), (4, 4, [0, 1, 2, 3]), (10, 4, [0, 3, 6, 9]), (19, 4, [0, 6, 12, 18])],
+)
+def test_spread_out(count, wanted, places):
+    assert spread_out(count, wanted) == places
+
+
+@pytest.mark.parametrize(
+    'value, digits, text', [(1.2345, 2, '1.23'), (-0.0001, 2, '0.00'), (math.nan, 2, '-')]
+)
+def test_format_number(value, digits, text):
+    assert output.format_number(value, digits) == text
+
+
+@pytest.mark.parametrize(
+    'values, expected', [([1.0, math.nan, 3.0], 2.0), ([math.nan], math.nan), ([], math.nan)]
+)
+def test_mean_of(values, expected):
+    assert output.mean_of(values) == pytest.approx(expected, nan_ok=True)
