@@ -1,8 +1,8 @@
-"""Activation checkpointing that leaves no trace in BatchNorms.
+"""Activation checkpointing that updates the running statistics of BatchNorms only once.
 
-What is computed a second time in the backward pass would update running statistics a second time
-too. Blocks whose branches pad with what a BatchNorm makes of zero, such as DBB's, would then
-compute something else than the first time.
+The backward pass computes a checkpointed function again, which would update running statistics a
+second time. Blocks whose branches pad with a BatchNorm's output for zero, such as DBB's, would then
+also compute something else than the first time.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpointed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, computed again in the backward pass instead of being kept in memory.
+    """Compute ``function(x)`` with activation checkpointing.
+
+    Activations are computed again in the backward pass instead of being kept in memory.
 
     Args:
-        module (nn.Module): Holds the BatchNorms that the function runs.
-        function (Callable): See above.
-        x (Tensor): Its input.
+        module (nn.Module): The module with the BatchNorms that ``function`` runs.
+        function (Callable): The function to checkpoint.
+        x (Tensor): The input of ``function``.
 
     Returns:
-        Tensor: Its output. Gradients and running statistics are those without checkpointing;
-        under ``torch.compile``, which takes no contexts, statistics are updated twice.
+        Tensor: ``function(x)``. Gradients and running statistics are the same as without
+        checkpointing, except under ``torch.compile``: it accepts no contexts, so statistics are
+        updated twice.
     """
     if torch.compiler.is_compiling():
         return checkpoint(function, x, use_reentrant=False)
@@ -38,10 +41,11 @@ def checkpointed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Ten
 class KeptStatistics:
     """A context in which BatchNorms in training mode do not update their running statistics.
 
-    They do go through the motions, for what is computed again has to keep the same tensors.
+    The BatchNorms do run their update, with momentum 0, because the second computation must save
+    the same tensors as the first.
 
     Args:
-        module (nn.Module): Holds the BatchNorms.
+        module (nn.Module): The module with the BatchNorms.
     """
 
     def __init__(self, module: nn.Module):
@@ -62,10 +66,10 @@ class KeptStatistics:
 
 
 class CheckpointedForward:
-    """In the place of a residual block's ``forward``: the library's own, computed again later.
+    """Replaces a residual block's ``forward`` by the library's own one with checkpointing.
 
     Args:
-        block (nn.Module): Takes one tensor and gives one.
+        block (nn.Module): Its ``forward`` takes one tensor and returns one.
     """
 
     def __init__(self, block: nn.Module):
@@ -77,10 +81,11 @@ class CheckpointedForward:
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Let the residual blocks that a library checkpoints leave no trace in BatchNorms.
+    """Replace a library's activation checkpointing of residual blocks by the one here.
 
     Args:
-        model (nn.Module): Changed in place; blocks whose ``with_cp`` is set lose it.
+        model (nn.Module): Changed in place. Blocks with ``with_cp`` set get this checkpointing, and
+            their ``with_cp`` is unset.
     """
     for block in model.modules():
         if block is not model and getattr(block, 'with_cp', False) and hasattr(block, 'conv2'):

@@ -10,8 +10,9 @@ from .reparam_resnet import ReparamResNetMixin
 class OREPAResNet(ReparamResNetMixin, ResNet):
     """mmdet's ResNet, re-parameterised (paper, sec. 4.2).
 
-    It takes the arguments of mmdet's ResNet, whose defaults hold, and those of
-    :class:`ReparamResNetMixin`. ``deep_stem=True`` gives V1c, with ``avg_down=True`` V1d.
+    It takes the arguments of mmdet's ResNet, with the same defaults, and those of
+    :class:`ReparamResNetMixin`. ``deep_stem=True`` gives a ResNetV1c; with ``avg_down=True`` as
+    well it is a ResNetV1d.
 
     Example:
         >>> backbone = OREPAResNet(18)
@@ -22,12 +23,12 @@ class OREPAResNet(ReparamResNetMixin, ResNet):
 
 @MODELS.register_module()
 class OREPAResNetV1d(ReparamResNetMixin, ResNetV1d):
-    """mmdet's ResNetV1d, re-parameterised; arguments as of :class:`OREPAResNet`."""
+    """mmdet's ResNetV1d, re-parameterised. It takes the arguments of :class:`OREPAResNet`."""
 
 
 @MODELS.register_module()
 class OREPAResNeXt(ReparamResNetMixin, ResNeXt):
-    """mmdet's ResNeXt, re-parameterised; all convolutions, the grouped ones included.
+    """mmdet's ResNeXt, re-parameterised: all convolutions, including the grouped ones.
 
     It takes the arguments of mmdet's ResNeXt and those of :class:`ReparamResNetMixin`.
 

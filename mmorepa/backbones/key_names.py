@@ -1,4 +1,4 @@
-"""The names that other libraries and other heads give the tensors of a backbone."""
+"""Renaming the tensors of a backbone from the names that other libraries give them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-#: mmpretrain's names of the convolutions and BatchNorms of a deep stem, by their places in the
+#: mmpretrain's names for the convolutions and BatchNorms of a deep stem, by their positions in the
 #: sequence that mmdet and mmseg have.
 _PLACES = {0: '0.conv', 1: '0.bn', 3: '1.conv', 4: '1.bn', 6: '2.conv', 7: '2.bn'}
-#: timm's deep stem is a sequence without its last BatchNorm.
+#: In timm the deep stem is a sequence that does not contain its last BatchNorm.
 _FROM_TIMM = [(r'^conv1\.(\d)\.', r'stem.\1.'), (r'^bn1\.', 'stem.7.')]
 _TO_MMPRETRAIN = [(rf'^stem\.{place}\.', f'stem.{name}.') for place, name in _PLACES.items()]
 _FROM_MMPRETRAIN = [
     (rf'^stem\.{re.escape(name)}\.', f'stem.{place}.') for place, name in _PLACES.items()
 ]
-#: mmpretrain's RepVGG in its three-branch form, where the first is a block or a convolution.
+#: mmpretrain's RepVGG in its three-branch form. The first branch is a block or a convolution.
 _THREE_BRANCHES = [
     (r'branch_3x3\.norm\.', 'branch_reparam.original.norm.'),
     (r'branch_1x1\.conv\.', 'branch_reparam.pointwise.'),
@@ -26,11 +26,11 @@ _THREE_BRANCHES = [
 _GENERATED = [*_THREE_BRANCHES, (r'branch_3x3\.conv\.', 'branch_reparam.original.conv.')]
 _CONVOLVED = [*_THREE_BRANCHES, (r'branch_3x3\.conv\.', 'branch_reparam.original.')]
 
-#: mmpretrain has no average before the first shortcut, whose stride is one; others have one of 1x1.
+#: Before the first shortcut, whose stride is one, mmpretrain has no average. Others have a 1x1 one.
 _NO_AVERAGE = [(rf'^layer1\.0\.downsample\.{i}\.', f'layer1.0.downsample.{i - 1}.') for i in (1, 2)]
 _AVERAGE = [(rf'^layer1\.0\.downsample\.{i}\.', f'layer1.0.downsample.{i + 1}.') for i in (1, 0)]
 
-#: Each is a list of patterns and replacements, done in turn.
+#: Each renaming is a list of patterns and replacements, which are applied in order.
 RENAMINGS = [
     [],
     _FROM_TIMM,
@@ -46,20 +46,20 @@ RENAMINGS = [
 
 
 def named_as(state_dict: Mapping[str, Tensor], known: set[str]) -> dict[str, Tensor]:
-    """A state dict under the names of a backbone: the renaming under which most are known.
+    """Rename a state dict to a backbone's names, with the renaming that gives most known names.
 
     Args:
-        state_dict (Mapping[str, Tensor]): Of a backbone, or of a model around one.
+        state_dict (Mapping[str, Tensor]): The state dict of a backbone, or of a model around one.
         known (set[str]): The names that the backbone knows.
 
     Returns:
-        dict[str, Tensor]: All tensors; those of other parts keep names of their own.
+        dict[str, Tensor]: All tensors. Those of other parts of the model keep their names.
     """
     return max(candidates(state_dict, known), key=lambda renamed: len(renamed.keys() & known))
 
 
 def candidates(state_dict: Mapping[str, Tensor], known: set[str]) -> Iterator[dict[str, Tensor]]:
-    """The ways in which a state dict may be meant."""
+    """A state dict under each renaming and prefix that may apply to it."""
     for renaming in RENAMINGS:
         for prefix in prefixes(state_dict, known, renaming):
             yield {
@@ -69,7 +69,7 @@ def candidates(state_dict: Mapping[str, Tensor], known: set[str]) -> Iterator[di
 
 
 def prefixes(state_dict: Mapping[str, Tensor], known: set[str], renaming: list) -> set[str]:
-    """What may stand before the names of the backbone, such as ``'backbone.'``; also nothing."""
+    """The prefixes that the backbone's names may have, such as ``'backbone.'`` or none."""
     found = {''}
     for key in state_dict:
         parts = key.split('.')
@@ -80,7 +80,7 @@ def prefixes(state_dict: Mapping[str, Tensor], known: set[str], renaming: list) 
 
 
 def rename(key: str, renaming: list) -> str:
-    """A name under a renaming."""
+    """Apply a renaming to a name."""
     for pattern, replacement in renaming:
         key = re.sub(pattern, replacement, key)
     return key

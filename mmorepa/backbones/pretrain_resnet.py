@@ -10,10 +10,10 @@ class ReleasedInitMixin(ReparamResNetMixin):
     """Starts every residual block's last norm at one, as the released recipe does.
 
     Args:
-        args: See :class:`ReparamResNetMixin` and the library's network.
-        zero_init_residual (bool): True starts it at zero, mmpretrain's own default. Defaults to
-            False.
-        kwargs: As args.
+        args: Arguments of :class:`ReparamResNetMixin` and of the library's network.
+        zero_init_residual (bool): True starts this norm at zero, which is mmpretrain's own default.
+            Defaults to False.
+        kwargs: Keyword arguments of these two.
     """
 
     def __init__(self, *args, zero_init_residual: bool = False, **kwargs):
@@ -25,9 +25,9 @@ class OREPAResNet(ReleasedInitMixin, ResNet):
     """mmpretrain's ResNet, re-parameterised (paper, sec. 4.1).
 
     It takes the arguments of :class:`mmpretrain.models.ResNet` and those of
-    :class:`ReparamResNetMixin`; its ``zero_init_residual`` defaults to False, as in the released
-    recipe. Its depths are 18, 34, 50, 101 and 152. ``deep_stem=True`` gives V1c, with
-    ``avg_down=True`` V1d.
+    :class:`ReparamResNetMixin`. ``zero_init_residual`` defaults to False, as in the released
+    recipe. The depths are 18, 34, 50, 101 and 152. ``deep_stem=True`` gives a ResNetV1c; with
+    ``avg_down=True`` as well it is a ResNetV1d.
 
     Example:
         >>> backbone = OREPAResNet(18)
@@ -38,20 +38,20 @@ class OREPAResNet(ReleasedInitMixin, ResNet):
 
 @MODELS.register_module()
 class OREPAResNetV1c(ReleasedInitMixin, ResNetV1c):
-    """mmpretrain's ResNetV1c, re-parameterised; arguments as of :class:`OREPAResNet`."""
+    """mmpretrain's ResNetV1c, re-parameterised. It takes the arguments of :class:`OREPAResNet`."""
 
 
 @MODELS.register_module()
 class OREPAResNetV1d(ReleasedInitMixin, ResNetV1d):
-    """mmpretrain's ResNetV1d, re-parameterised; arguments as of :class:`OREPAResNet`."""
+    """mmpretrain's ResNetV1d, re-parameterised. It takes the arguments of :class:`OREPAResNet`."""
 
 
 @MODELS.register_module()
 class OREPAResNeXt(ReleasedInitMixin, ResNeXt):
-    """mmpretrain's ResNeXt, re-parameterised; all convolutions, the grouped ones included.
+    """mmpretrain's ResNeXt, re-parameterised: all convolutions, including the grouped ones.
 
     It takes the arguments of :class:`mmpretrain.models.ResNeXt`, 32 groups of 4 channels by
-    default, and those of :class:`ReparamResNetMixin`; ``zero_init_residual`` defaults to False.
+    default, and those of :class:`ReparamResNetMixin`. ``zero_init_residual`` defaults to False.
 
     Example:
         >>> backbone = OREPAResNeXt(50)

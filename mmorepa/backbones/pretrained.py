@@ -1,8 +1,8 @@
 """Initialising a backbone from a checkpoint, with nothing dropped in silence.
 
-MMEngine's ``init_cfg=dict(type='Pretrained', ...)`` loads what fits and goes on without the rest.
-In a re-parameterised backbone the rest would be branches at random values: an error here. A plain
-network's checkpoint is a start as well: the blocks imitate its convolutions.
+MMEngine's ``init_cfg=dict(type='Pretrained', ...)`` loads what fits and ignores the rest. In a
+re-parameterised backbone the rest would be branches with random values, so here it is an error. The
+checkpoint of a plain network can be loaded too: the blocks then imitate its convolutions.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from ..convs.convert.plain import (
 from ..errors import UserError
 from .key_names import named_as
 
-#: How far outputs may lie apart from the plain network's, relative, in float32.
+#: Largest relative difference of the outputs from the plain network's, in float32.
 TOLERANCE = 1e-4
-#: Height and width of the image that they are compared on, in pixels.
+#: Height and width in pixels of the image on which outputs are compared.
 PROBE = 64
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = None) -> str:
-    """Load a checkpoint into a backbone, all of it, and log what was loaded.
+    """Load a whole checkpoint into a backbone, and log what was loaded.
 
     The checkpoint may be one of the same network with blocks, or of the plain network, under the
-    names of torchvision, timm or OpenMMLab. Where it is plain, blocks imitate its convolutions and
-    the function is kept. Tensors of other parts, such as a head, are left.
+    names of torchvision, timm or OpenMMLab. If it is plain, the blocks imitate its convolutions and
+    the function is kept. Tensors of other parts of the model, such as a head, are ignored.
 
     Args:
-        backbone (nn.Module): Gets the tensors.
+        backbone (nn.Module): The backbone to load into.
         checkpoint (str): A path, a URL or a name such as ``torchvision://resnet50``; see
             :func:`mmorepa.checkpoints.load_checkpoint`.
-        prefix (str, optional): What the backbone's keys begin with in the checkpoint, such as
-            ``'backbone.'``. By default it is found out.
+        prefix (str, optional): The prefix of the backbone's keys in the checkpoint, such as
+            ``'backbone.'``. By default it is detected.
 
     Returns:
-        str: What was loaded, on one line; it is logged too.
+        str: What was loaded, on one line. It is logged too.
 
     Raises:
         UserError: If there is no such file, it cannot be read, no key has the prefix, keys or
-            shapes differ, blocks cannot imitate, or weights are not finite; names the first missing
-            and the first unexpected key.
+            shapes differ, blocks cannot imitate, or weights are not finite. The error names the
+            first missing and the first unexpected key.
     """
     if '://' not in str(checkpoint) and not fileio.exists(checkpoint):
         raise UserError(
@@ -78,18 +78,18 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
 
 
 def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> str:
-    """:func:`load_pretrained` of a state dict, under any of the names known.
+    """Load a state dict into a backbone; see :func:`load_pretrained`.
 
     Args:
-        backbone (nn.Module): Gets the tensors.
-        state_dict (Mapping[str, Tensor]): Of a backbone, or of a model around one.
-        source (str): What to call it in an error.
+        backbone (nn.Module): The backbone to load into.
+        state_dict (Mapping[str, Tensor]): The state dict of a backbone, or of a model around one.
+        source (str): The name of the checkpoint in error messages.
 
     Returns:
         str: What was loaded, on one line.
 
     Raises:
-        UserError: See there.
+        UserError: If keys or shapes differ, blocks cannot imitate, or weights are not finite.
     """
     found = named_as(state_dict, known_names(backbone))
     own = {key: value for key, value in found.items() if key.split('.')[0] in backbone._modules}
@@ -126,7 +126,7 @@ def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str
 
 
 def apart(before: nn.Module, after: nn.Module) -> float:
-    """How far two backbones lie apart on an image, in eval mode; relative to the largest output."""
+    """The largest difference of two backbones' outputs on an image, relative, in eval mode."""
     sample = next(before.parameters())
     first = next(m for m in before.modules() if isinstance(m, nn.Conv2d))
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What re-parameterised backbones of all OpenMMLab libraries share."""
+"""The mixin that re-parameterised backbones of all OpenMMLab libraries share."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from .pretrained import load_pretrained
 
 
 class ReparamMixin:
-    """Turns a plain backbone into a re-parameterised one. Goes before it in the bases.
+    """Turns a plain backbone into a re-parameterised one. It goes before the backbone in the bases.
 
-    The other base builds its network; then plain convolutions that :meth:`is_reparameterized`
-    names are replaced by blocks, with the BatchNorms behind them where a block has its own.
+    The other base builds its network. Then the plain convolutions that :meth:`is_reparameterized`
+    names are replaced by blocks. A block with BatchNorms inside also replaces the BatchNorm behind
+    the convolution.
 
     Args:
-        args: The other base's own.
+        args: Arguments of the other base.
         reparam (str | dict, optional): A name of :data:`mmorepa.convs.blocks.table.BLOCKS`, or a
             dict with it under ``type`` and the block's options beside it, or None for the plain
-            network. In a dict ``where`` is a regular expression that has to be found in the name
-            of a convolution for it to be replaced. Defaults to ``'OREPA'``.
-        deploy (bool): Build the deploy form, one convolution with bias a block, to load a
+            network. In a dict ``where`` is a regular expression: a convolution is replaced if its
+            name contains a match. Defaults to ``'OREPA'``.
+        deploy (bool): Build the deploy form, one convolution with bias for each block, to load a
             converted checkpoint. Defaults to False.
-        kwargs: The other base's own.
+        kwargs: Keyword arguments of the other base.
 
     Raises:
         UserError: If ``reparam`` is not known, or the network has no plain convolution to
@@ -48,7 +49,7 @@ class ReparamMixin:
         self._freeze_stages()
 
     def is_reparameterized(self, name: str) -> bool:
-        """Whether the convolution of this dotted name is one that a block may take."""
+        """Whether a block may replace the convolution with this dotted name."""
         raise NotImplementedError
 
     def block_options(self, options: dict) -> dict:
@@ -76,7 +77,7 @@ class ReparamMixin:
             )
 
     def init_weights(self) -> None:
-        """As the other base has it, but a pretrained checkpoint has to fit as a whole.
+        """Initialise as the other base does, but require that a pretrained checkpoint fits.
 
         Raises:
             UserError: See :func:`mmorepa.backbones.pretrained.load_pretrained`.
@@ -90,20 +91,22 @@ class ReparamMixin:
 
     @property
     def deploy(self) -> bool:
-        """Whether this backbone is in deploy form, however it came to be."""
+        """Whether this backbone is in deploy form."""
         convs = (m for m in self.modules() if isinstance(m, nn.Conv2d))
         # The networks build their convolutions without a bias; folding a BatchNorm adds one.
         return all(type(c) is nn.Conv2d and c.bias is not None for c in convs)
 
     def train(self, mode: bool = True) -> nn.Module:
-        """As ``nn.Module`` has it; the libraries' own forget to return the module."""
+        """Like ``nn.Module.train``. The libraries' own methods do not return the module."""
         # MMEngine's iteration-based loop calls train() in every step, and frozen stages then go to
-        # training mode and back. Its EMA swap, which nothing else could see, comes with a change
-        # between training and evaluation.
+        # training mode and back. This is no reason to generate their kernels again. A change
+        # between training and evaluation is one: MMEngine's EMA swap, which nothing else reveals,
+        # happens there.
         steady = mode and self.training
         with holding_weights(self) if steady else contextlib.nullcontext():
             super().train(mode)
-        # The libraries freeze a stem by its norm alone, which a block may have taken in.
+        # The libraries set only the norm of a frozen stem to eval mode. A block may have taken it
+        # in.
         for block in self.modules():
             if isinstance(block, ReparamConv2d) and block.takes_norm and is_frozen(block):
                 block.eval()

@@ -1,4 +1,4 @@
-"""What the re-parameterised ResNets of all OpenMMLab libraries share."""
+"""The mixin that the re-parameterised ResNets of all OpenMMLab libraries share."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from .activation_checkpoint import checkpoint_blocks
 from .reparam_mixin import ReparamMixin
 
 #: The convolutions of a ResNet that are re-parameterised: stem, residual blocks and shortcuts,
-#: as mmpretrain, mmdet and mmseg name them. Plugins keep theirs.
+#: as mmpretrain, mmdet and mmseg name them. Convolutions of plugins stay plain.
 _CONVS = re.compile(
     r'conv1|stem\.\d+(\.conv)?|(?P<block>layer\d+\.\d+)\.(conv\d|(?P<shortcut>downsample)\.\d+)'
 )
 
 
 class ReparamResNetMixin(ReparamMixin):
-    """Re-parameterises a library's ResNet: the stem, the residual blocks, and shortcuts.
+    """Re-parameterises a library's ResNet: the stem, the residual blocks, and the shortcuts.
 
-    A bottleneck's projection shortcut is among them; a basic block's stays plain, as in the paper's
-    ResNet-18 and -34. Which kernel sizes of these a block takes is its own affair: OREPA takes all,
-    DBB those of 3 x 3. For the arguments see :class:`mmorepa.backbones.reparam_mixin.ReparamMixin`.
+    The projection shortcut of a bottleneck is replaced. That of a basic block stays plain, as in
+    the paper's ResNet-18 and -34. Of these convolutions a block replaces those whose kernel size it
+    supports: OREPA all of them, DBB the 3 x 3 ones. For the arguments see
+    :class:`mmorepa.backbones.reparam_mixin.ReparamMixin`.
     """
 
     def __init__(self, *args, **kwargs):

@@ -32,13 +32,13 @@ _INIT = [
 class SELayer(nn.Module):
     """Squeeze and excitation: a factor between 0 and 1 for each channel of each image.
 
-    Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018, fig. 2. Names are as in
-    mmpretrain's.
+    Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018, fig. 2. The submodules have
+    mmpretrain's names.
 
     Args:
-        channels (int): C.
-        ratio (int): The number of channels inside is C / ratio, rounded. Defaults to 16.
-        divisor (int): What it is rounded to a multiple of. Defaults to 8.
+        channels (int): The number of channels, C.
+        ratio (int): There are C / ratio channels inside, rounded. Defaults to 16.
+        divisor (int): The number of channels inside is a multiple of this. Defaults to 8.
     """
 
     def __init__(self, channels: int, ratio: int = 16, divisor: int = 8):
@@ -60,24 +60,24 @@ def nearest_multiple(value: int, divisor: int) -> int:
 
 
 class RepVGGLayer(nn.Module):
-    """A 3x3 convolution, norm, SE layer if any, activation.
+    """A 3x3 convolution, a norm, an SE layer if ``se_cfg`` is given, and an activation.
 
     The order of the children says that the norm stands behind the convolution, see
-    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. The convolution has the name that it has in
+    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. The convolution has the same name as in
     mmpretrain's deploy form.
 
     Args:
-        in_channels (int): I.
-        out_channels (int): O.
-        stride (int): Defaults to 1.
-        dilation (int): The padding as well, so that stride 1 keeps height and width. Defaults
-            to 1.
-        groups (int): Defaults to 1.
-        se_cfg (dict, optional): Arguments of :class:`SELayer`. None stands for no such layer.
-        conv_cfg (dict, optional): As of :class:`RepVGG`, like the others.
-        norm_cfg (dict): See above.
-        act_cfg (dict): See above.
-        with_cp (bool): See above.
+        in_channels (int): The number of input channels, I.
+        out_channels (int): The number of output channels, O.
+        stride (int): The stride of the convolution. Defaults to 1.
+        dilation (int): The dilation, and also the padding, so that stride 1 keeps height and width.
+            Defaults to 1.
+        groups (int): The groups of the convolution. Defaults to 1.
+        se_cfg (dict, optional): Arguments of :class:`SELayer`. None builds no such layer.
+        conv_cfg (dict, optional): The convolution's config, see mmcv.
+        norm_cfg (dict): The norm's config, see mmcv. Defaults to ``dict(type='BN')``.
+        act_cfg (dict): The activation's config, see mmcv. Defaults to ``dict(type='ReLU')``.
+        with_cp (bool): Whether to use activation checkpointing. Defaults to False.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class RepVGGLayer(nn.Module):
 class RepVGG(BaseModule):
     """The plain network: a stem and stages of 3x3 convolutions, one after the other.
 
-    This is RepVGG as it is deployed, but with a BatchNorm behind each convolution. Its own deploy
-    form has the state dict of mmpretrain's ``RepVGG(arch, deploy=True)``. Arguments are as there,
-    but ``add_ppf``, which is YOLOX-PAI's, is left out.
+    This is RepVGG as it is deployed, but with a BatchNorm behind each convolution. Its deploy form
+    has the state dict of mmpretrain's ``RepVGG(arch, deploy=True)``. The arguments are mmpretrain's
+    except ``add_ppf``, which belongs to YOLOX-PAI.
 
     Args:
         arch (str | dict): A name of :data:`ARCHS`, or a dict with
@@ -133,34 +133,34 @@ class RepVGG(BaseModule):
             - ``num_blocks`` (Sequence[int]): Layers in each stage.
             - ``width_factor`` (Sequence[float]): Stage ``i``, from zero, has
               ``base_channels * 2**i * width_factor[i]`` channels.
-            - ``group_layer_map`` (dict[int, int], optional): Groups by layer, where there are
-              several; layers are counted through all stages, the stem being number 0.
+            - ``group_layer_map`` (dict[int, int], optional): The number of groups of each layer
+              that has more than one. Layers are counted through all stages; the stem is number 0.
             - ``se_cfg`` (dict, optional): ``ratio`` and ``divisor`` of the SE layer behind each
-              norm. None stands for no such layers.
+              norm. None builds no such layers.
             - ``stem_channels`` (int, optional): Width of the stem, unless the first stage is
               narrower. Defaults to 64.
 
         in_channels (int): Channels of the image. Defaults to 3.
-        base_channels (int): See above. Defaults to 64.
+        base_channels (int): The width that ``width_factor`` multiplies. Defaults to 64.
         out_indices (Sequence[int]): The stages whose outputs are returned, from zero. Defaults to
             ``(3,)``.
-        strides (Sequence[int]): Of the first layer of each stage; the stem has stride 2. Defaults
-            to ``(2, 2, 2, 2)``.
-        dilations (Sequence[int]): Of each stage. Defaults to ``(1, 1, 1, 1)``.
-        frozen_stages (int): 0 freezes the stem, i the stages up to the i-th as well, parameters
-            and BatchNorm statistics; -1 nothing. Defaults to -1.
-        conv_cfg (dict, optional): See mmcv.
-        norm_cfg (dict): See mmcv. Defaults to ``dict(type='BN')``.
-        act_cfg (dict): See mmcv. Defaults to ``dict(type='ReLU')``.
-        with_cp (bool): Activation checkpointing of each layer: less memory, more time. Defaults to
-            False.
+        strides (Sequence[int]): The stride of the first layer of each stage; the stem has stride 2.
+            Defaults to ``(2, 2, 2, 2)``.
+        dilations (Sequence[int]): The dilation of each stage. Defaults to ``(1, 1, 1, 1)``.
+        frozen_stages (int): 0 freezes the stem, i also the stages up to the i-th, both parameters
+            and BatchNorm statistics. -1 freezes nothing. Defaults to -1.
+        conv_cfg (dict, optional): The convolutions' config, see mmcv.
+        norm_cfg (dict): The norms' config, see mmcv. Defaults to ``dict(type='BN')``.
+        act_cfg (dict): The activations' config, see mmcv. Defaults to ``dict(type='ReLU')``.
+        with_cp (bool): Use activation checkpointing in each layer, which saves memory and takes
+            more time. Defaults to False.
         norm_eval (bool): Keep all BatchNorms in eval mode. Defaults to False.
-        init_cfg (dict | list[dict], optional): See MMEngine. By default Kaiming for
-            convolutions, one for the weights of norms.
+        init_cfg (dict | list[dict], optional): The initialisation, see MMEngine. Defaults to
+            Kaiming for convolutions and one for the weights of norms.
 
     Raises:
-        UserError: If the arch is not known or has other keys, sequences that belong to the stages
-            differ in length, or an index names no stage or layer.
+        UserError: If ``arch`` is not known or has other keys, if the sequences for the stages
+            differ in length, or if an index names no stage or layer.
 
     Example:
         >>> backbone = RepVGG('A0', out_indices=(0, 1, 2, 3))
@@ -269,7 +269,7 @@ class RepVGG(BaseModule):
             getattr(self, name).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> nn.Module:
-        """As ``nn.Module`` has it, but what is frozen stays so."""
+        """Like ``nn.Module.train``, but frozen stages stay frozen."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -286,12 +286,13 @@ class OREPARepVGG(ReparamMixin, RepVGG):
     :class:`mmorepa.backbones.reparam_mixin.ReparamMixin`.
 
     Args:
-        reparam (str | dict, optional): As there, but ``'OREPA'`` stands for the block
-            ``'OREPA-RepVGG'``, the paper's: an OREPA block of 3x3, a 1x1 convolution and an
-            identity, a BatchNorm behind each. In a dict ``shortcuts=False`` leaves out the last
-            two and all BatchNorms but one: the OREPA block of the ResNets. ``'RepVGG'`` is RepVGG
-            itself. Defaults to ``'OREPA'``.
-        args: See above; ``kwargs`` likewise.
+        reparam (str | dict, optional): The block, as in the mixin. ``'OREPA'`` stands here for the
+            paper's block ``'OREPA-RepVGG'``: a 3x3 OREPA block, a 1x1 convolution and an identity,
+            with a BatchNorm behind each. In a dict, ``shortcuts=False`` leaves out the last two and
+            all BatchNorms except one, which gives the OREPA block of the ResNets. ``'RepVGG'`` is
+            RepVGG itself. Defaults to ``'OREPA'``.
+        args: Arguments of :class:`RepVGG`.
+        kwargs: Keyword arguments of :class:`RepVGG` and of the mixin.
 
     Example:
         >>> backbone = OREPARepVGG('A0')
@@ -317,10 +318,10 @@ class OREPARepVGG(ReparamMixin, RepVGG):
 
 
 def find_arch(arch: str | Mapping) -> Mapping:
-    """The settings of a network; see :class:`RepVGG`.
+    """The settings of a network by its name or dict, see :class:`RepVGG`.
 
     Raises:
-        UserError: If there is no such name, or the keys are other ones.
+        UserError: If there is no such name, or a dict has missing or unknown keys.
     """
     if isinstance(arch, Mapping):
         missing = [key for key in _REQUIRED if key not in arch]

@@ -10,8 +10,9 @@ from .reparam_resnet import ReparamResNetMixin
 class OREPAResNet(ReparamResNetMixin, ResNet):
     """mmseg's ResNet, re-parameterised (paper, sec. 4.2).
 
-    It takes the arguments of mmseg's ResNet, whose defaults hold, and those of
-    :class:`ReparamResNetMixin`. ``deep_stem=True`` gives V1c, with ``avg_down=True`` V1d.
+    It takes the arguments of mmseg's ResNet, with the same defaults, and those of
+    :class:`ReparamResNetMixin`. ``deep_stem=True`` gives a ResNetV1c; with ``avg_down=True`` as
+    well it is a ResNetV1d.
 
     Example:
         >>> backbone = OREPAResNet(50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
@@ -22,17 +23,17 @@ class OREPAResNet(ReparamResNetMixin, ResNet):
 
 @MODELS.register_module()
 class OREPAResNetV1c(ReparamResNetMixin, ResNetV1c):
-    """mmseg's ResNetV1c, re-parameterised; arguments as of :class:`OREPAResNet`."""
+    """mmseg's ResNetV1c, re-parameterised. It takes the arguments of :class:`OREPAResNet`."""
 
 
 @MODELS.register_module()
 class OREPAResNetV1d(ReparamResNetMixin, ResNetV1d):
-    """mmseg's ResNetV1d, re-parameterised; arguments as of :class:`OREPAResNet`."""
+    """mmseg's ResNetV1d, re-parameterised. It takes the arguments of :class:`OREPAResNet`."""
 
 
 @MODELS.register_module()
 class OREPAResNeXt(ReparamResNetMixin, ResNeXt):
-    """mmseg's ResNeXt, re-parameterised; all convolutions, the grouped ones included.
+    """mmseg's ResNeXt, re-parameterised: all convolutions, including the grouped ones.
 
     It takes the arguments of mmseg's ResNeXt and those of :class:`ReparamResNetMixin`.
 

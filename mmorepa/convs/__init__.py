@@ -1,4 +1,4 @@
-"""The convolutions: torch only, no OpenMMLab package needed."""
+"""The convolutions. They need torch only, no OpenMMLab package."""
 
 from .blocks.acnet import ACNetConv2d
 from .blocks.dbb import DBBConv2d

@@ -1,4 +1,4 @@
-"""Constant tensors of a module: they follow from its arguments and are in no state dict."""
+"""Constant tensors of a module, which are computed from its arguments and in no state dict."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 
 class ConstantsMixin:
-    """Holds constants as non-persistent buffers, and makes them anew wherever a module moves.
+    """Holds constants as non-persistent buffers, and computes them again whenever a module moves.
 
-    So they are right after ``to_empty`` and a strict ``load_state_dict`` of a module that was built
-    on the meta device, and exact after a change of dtype back and forth. Goes before ``nn.Module``
-    in the bases; a subclass calls :meth:`register_constants` at the end of its constructor.
+    The constants are therefore right after ``to_empty`` and a strict ``load_state_dict`` of a
+    module that was built on the meta device, and exact after a change of dtype back and forth. The
+    mixin goes before ``nn.Module`` in the bases. A subclass calls :meth:`register_constants` at the
+    end of its constructor.
     """
 
     def constants(self) -> dict[str, Tensor]:
@@ -21,7 +22,7 @@ class ConstantsMixin:
         """Register the constants as buffers.
 
         Args:
-            like (Tensor): Has their dtype and device.
+            like (Tensor): A tensor with the dtype and device that the buffers get.
         """
         for name, constant in self.constants().items():
             self.register_buffer(name, constant.to(like), persistent=False)

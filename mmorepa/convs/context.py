@@ -1,4 +1,4 @@
-"""What the code runs under: autocast, and whatever watches instead of plain autograd."""
+"""The context that code runs in: autocast, and whatever traces it instead of plain autograd."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.autograd import forward_ad
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """A context without autocast, on any device."""
-    if device.type == 'meta':  # which has none
+    if device.type == 'meta':  # has no autocast
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def is_traced() -> bool:
-    """Whether something other than plain autograd watches: a compiler, a tracer, torch.func."""
+    """Whether a compiler, a tracer or torch.func traces the code instead of plain autograd."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

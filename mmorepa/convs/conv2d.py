@@ -1,11 +1,11 @@
-"""The convolution over the feature map, around a fault of oneDNN."""
+"""The convolution over the feature map, with a workaround for a fault of oneDNN."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-#: From so many input channels a group on oneDNN does without the workspace that it overruns.
+#: From this number of input channels per group on, oneDNN does not use the workspace it overruns.
 ENOUGH_CHANNELS = 16
 
 
@@ -18,10 +18,11 @@ def conv2d(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    """``torch.nn.functional.conv2d``, where a stride of a 1x1 kernel may be taken by a view.
+    """``torch.nn.functional.conv2d``, which may apply the stride of a 1x1 kernel as a view.
 
-    On a CPU the backward pass of a strided 1x1 convolution of less than 16 input channels in
-    channels_last writes past its workspace (oneDNN's issue 6035, torch 2.5 to 2.14).
+    On a CPU, the backward pass of a strided 1x1 convolution of less than 16 input channels in
+    channels_last writes past its workspace (oneDNN's issue 6035, torch 2.5 to 2.14). For such
+    convolutions the stride is applied to the input instead. The result is the same.
     """
     if (
         x.device.type == 'cpu'

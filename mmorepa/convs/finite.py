@@ -1,4 +1,4 @@
-"""Which layer of a model has values that are not finite."""
+"""Finding the layer of a model that has values that are not finite."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.nn.modules.batchnorm import _NormBase
 from .generated import GeneratedConv2d
 from .reparam import ReparamConv2d
 
-#: What a kernel is called that overflows before its parameters do.
+#: The name of a kernel that overflows before its parameters do.
 GENERATED = 'the kernel generated of finite parameters'
 
 
 def layers(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a model by name, in the order it holds them; a block is one module.
+    """The modules of a model by name, in the order in which it holds them. A block is one module.
 
     Args:
         model (nn.Module): Any model.
-        prefix (str): Its own name.
+        prefix (str): The name of ``model`` itself.
 
     Yields:
-        tuple[str, nn.Module]: Name and module, ``model`` itself first.
+        tuple[str, nn.Module]: Name and module, first of ``model`` itself.
     """
     yield prefix, model
     if not isinstance(model, ReparamConv2d):
@@ -32,15 +32,15 @@ def layers(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]
 
 
 def fault_of(layer: nn.Module, statistics: bool = True) -> str:
-    """What of a layer is not finite, in words; empty if nothing is.
+    """Which tensor of a layer is not finite, in words; empty if all are finite.
 
-    Looked at are its own parameters, running statistics and, of a block whose kernel is
-    generated, that kernel, which overflows before its parameters do. Other buffers may hold an
-    infinity on purpose, as masks do.
+    The function checks the layer's own parameters and running statistics. For a block whose kernel
+    is generated it also checks that kernel, which overflows before its parameters do. Other
+    buffers are not checked, because they may hold an infinity on purpose, as masks do.
 
     Args:
-        layer (nn.Module): One that :func:`layers` yields.
-        statistics (bool): Whether running statistics count. Defaults to True.
+        layer (nn.Module): A layer that :func:`layers` yields.
+        statistics (bool): Whether to check running statistics. Defaults to True.
     """
     is_block = isinstance(layer, ReparamConv2d)
     tensors = dict(layer.named_parameters(recurse=is_block))
@@ -51,9 +51,9 @@ def fault_of(layer: nn.Module, statistics: bool = True) -> str:
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     is_squeezed = isinstance(layer, GeneratedConv2d) and layer.mode == 'squeezed'
     if is_squeezed:
-        # The last one to be named: it follows from the others.
+        # The kernel comes last, because it is computed from the others.
         tensors['the kernel' if layer.is_behind else GENERATED] = tensors.pop('weight')
-    # One answer for the layer first: on a GPU each is waited for.
+    # First one answer for the whole layer: on a GPU each answer is a synchronisation.
     flags = [is_finite(tensor) for tensor in tensors.values()]
     if flags and not torch.stack(flags).all():
         name = next(name for name, flag in zip(tensors, flags) if not flag)
@@ -67,14 +67,15 @@ def fault_of(layer: nn.Module, statistics: bool = True) -> str:
 
 
 def first_fault(model: nn.Module, statistics: bool = True) -> str:
-    """The first layer of a model, in the order it holds them, that is not finite; else empty.
+    """The first layer that is not finite, in the order in which a model holds its layers.
 
     Args:
         model (nn.Module): Any model.
-        statistics (bool): Whether running statistics count. Defaults to True.
+        statistics (bool): Whether to check running statistics. Defaults to True.
 
     Returns:
-        str: Its name, and in brackets what of it is not finite.
+        str: The layer's name, and in brackets which tensor of it is not finite. Empty if all layers
+        are finite.
     """
     for name, layer in layers(model):
         if fault := fault_of(layer, statistics):

@@ -18,29 +18,32 @@ from .rows import in_order
 
 
 class GeneratedConv2d(ReparamConv2d):
-    """A convolution that costs a plain one over the feature map, whatever makes up its kernel.
+    """A convolution whose kernel is generated, and which convolves the feature map only once.
 
-    It is linear, and stands wherever an ``nn.Conv2d`` stands. Its ``kernel`` is a module that gives
-    the kernel; the parameters in there are the truth, ``weight`` follows from them. Kernels are
-    generated in float32 at least, under autocast and for half-precision parameters too.
+    It is linear and can be used wherever an ``nn.Conv2d`` can. Its attribute ``kernel`` is a module
+    whose call returns the kernel. The parameters of that module are trained and saved; ``weight``
+    is computed from them. Kernels are generated in float32 at least, also under autocast and for
+    half-precision parameters.
 
     It takes the arguments of ``nn.Conv2d``. Subclasses add ``kernel``.
 
     Args:
         bias (bool): Whether to add a learnable bias, starting at zero. Defaults to True.
-        mode (str): ``'online'`` generates the kernel with a graph in each forward pass that wants
-            gradients; it is right under any training loop. ``'squeezed'`` trains on the kernel as
-            a leaf, and leaves the parameters to :class:`mmorepa.SqueezedTraining`. Defaults to
+        mode (str): ``'online'`` generates the kernel with a graph in each forward pass that needs
+            gradients. It is right under any training loop. ``'squeezed'`` makes the kernel a leaf
+            of the graph, and :class:`mmorepa.SqueezedTraining` updates the parameters. Defaults to
             ``'online'``.
-        args: As of :class:`mmorepa.convs.reparam.ReparamConv2d`; ``kwargs`` likewise.
-        options: The block's own.
+        options: Options of the block.
+
+    For the other arguments see :class:`mmorepa.convs.reparam.ReparamConv2d`.
 
     Raises:
-        UserError: As there, and for another mode.
+        UserError: As for :class:`mmorepa.convs.reparam.ReparamConv2d`, and if ``mode`` is not
+            known.
     """
 
     options: tuple[str, ...] = ('mode',)
-    #: The modes that there are.
+    #: The modes that the block supports.
     modes: tuple[str, ...] = ('online', 'squeezed')
 
     def __init__(
@@ -65,9 +68,9 @@ class GeneratedConv2d(ReparamConv2d):
             self.bias = nn.Parameter(torch.zeros(self.out_channels))
         else:
             self.register_parameter('bias', None)
-        #: Whether another process steps the parameters, which are out of date here.
+        #: Whether another process updates the parameters, so that they are out of date here.
         self.is_behind = False
-        #: Whether the leaf has had a gradient that nobody has pulled back.
+        #: Whether the leaf has got a gradient that was not pulled back yet.
         self.has_gradient = False
         self._gave_gradients = False
         self._holds_through_modes = False
@@ -77,22 +80,22 @@ class GeneratedConv2d(ReparamConv2d):
         self.register_load_state_dict_post_hook(after_loading)
 
     def add_kernel(self, **options) -> None:
-        """Add ``kernel``, a module whose call gives the kernel, (O, I/g, k, k)."""
+        """Add ``kernel``, a module whose call returns the kernel, (O, I/g, k, k)."""
         raise NotImplementedError
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options):
-        """As in :class:`ReparamConv2d`; ``norm`` stays where it is."""
+        """See :meth:`ReparamConv2d.from_conv`. ``norm`` stays where it is."""
         block = cls(**geometry(conv), bias=conv.bias is not None, **options)
         return block.to(conv.weight.device, conv.weight.dtype)
 
     @property
     def mode(self) -> str:
-        """How the kernel is trained, see the class. It can be changed at any time.
+        """How the kernel is trained, see the class. The mode can be changed at any time.
 
-        In squeezed mode autograd, and with it ``DistributedDataParallel``, sees the leaf ``weight``
-        alone: the parameters of ``kernel`` do not require grad, whatever is trained. In the other
-        modes they do, if the leaf did.
+        In squeezed mode autograd and ``DistributedDataParallel`` see only the leaf ``weight``. The
+        parameters of ``kernel`` do not require grad, even while they are trained. When the mode is
+        changed to another one, they require grad if the leaf did.
         """
         return self._mode
 
@@ -124,11 +127,11 @@ class GeneratedConv2d(ReparamConv2d):
         """Squeeze the branches into one kernel (paper, sec. 3.2, "block squeezing").
 
         Returns:
-            Tensor: (O, I/g, k, k), float32 or float64, with a graph back to the parameters where
-            gradients are on; in whatever memory format it was made.
+            Tensor: (O, I/g, k, k), float32 or float64, in any memory format. If gradients are
+            enabled, it has a graph back to the parameters.
 
         Raises:
-            UserError: If another process steps the parameters, see
+            UserError: If another process updates the parameters, see
                 :meth:`mmorepa.SqueezedTraining.consolidate`.
         """
         self.refuse_behind()
@@ -154,7 +157,7 @@ class GeneratedConv2d(ReparamConv2d):
         """Set the parameters so that :meth:`squeeze` gives ``kernel``, (O, I/g, k, k).
 
         Raises:
-            UserError: If this block cannot.
+            UserError: If this block cannot represent the kernel.
         """
         dtype = self._sample().dtype
         self.kernel.double().imitate(kernel.double())
@@ -164,8 +167,9 @@ class GeneratedConv2d(ReparamConv2d):
     def weight(self) -> Tensor:
         """The generated kernel, (O, I/g, k, k), in the parameters' dtype.
 
-        In squeezed mode it is a leaf. In the others it has a graph back to the parameters where
-        gradients are on and wanted. See :class:`mmorepa.convs.reparam.ReparamConv2d` for writes.
+        In squeezed mode it is a leaf. In the other modes it has a graph back to the parameters if
+        gradients are enabled and the parameters require them. For writes to it see
+        :class:`mmorepa.convs.reparam.ReparamConv2d`.
         """
         if is_traced() or self.is_replica:
             return self._traced_weight()
@@ -174,7 +178,8 @@ class GeneratedConv2d(ReparamConv2d):
             return self._parameters['weight']
         if self._mode == 'squeezed':
             return self._leaf()
-        # Not in the format of the last image: tools begin with `weight.view(out_channels, -1)`.
+        # Always contiguous, whatever format the last image had: tools call
+        # `weight.view(out_channels, -1)`.
         weight = self._present_weight(torch.contiguous_format)
         return weight if weight is self.held.tensor else self.hand_out(weight)
 
@@ -192,9 +197,9 @@ class GeneratedConv2d(ReparamConv2d):
         super().register_parameter(name, param)
 
     def _refuse_other_leaf(self) -> None:
-        """Refuse a leaf in the place of one that was taken out; DataParallel's replicas have one.
+        """Refuse a leaf in place of one that was taken out, except in DataParallel's replicas.
 
-        Its gradient would be pulled back to nothing.
+        The gradient of such a leaf would never be pulled back.
         """
         if not self.is_replica:
             raise UserError(
@@ -211,16 +216,16 @@ class GeneratedConv2d(ReparamConv2d):
         if self._mode == 'squeezed':
             leaf = self._parameters.get('weight')
             leaf = self._lent_leaf() if leaf is None else leaf
-            # Exporters and counters look for parameters in the state dict, and take no other tensor
-            # that requires grad.
+            # Exporters and counters look for parameters in the state dict, and accept no other
+            # tensor that requires grad.
             return leaf.data if torch.jit.is_tracing() else leaf
         return self._kernel_in(torch.contiguous_format)
 
     def _leaf(self) -> nn.Parameter:
-        """The leaf, with the kernel of the parameters as they are.
+        """The leaf, updated to the kernel of the present parameters.
 
         Raises:
-            UserError: If somebody trained the leaf, and not the parameters.
+            UserError: If the leaf was trained and not the parameters.
         """
         leaf = self._parameters.get('weight')
         if leaf is None:
@@ -235,32 +240,33 @@ class GeneratedConv2d(ReparamConv2d):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Let the leaf of squeezed mode follow the parameters, if it is out of date.
+        """Update the leaf of squeezed mode from the parameters, if it is out of date.
 
-        It does so at once wherever that shows, for the sake of what takes the leaf without asking
-        for :attr:`weight`: compilers, ``torch.func``, replicas.
+        This is called as soon as the parameters may have changed, because compilers, ``torch.func``
+        and replicas read the leaf without going through :attr:`weight`.
         """
         leaf, own = self._parameters.get('weight'), self.held.tensor
         if self._mode != 'squeezed' or leaf is None or self.is_behind or self.held.is_fresh:
             return
-        # Another one is lent by torch.func.functional_call; and on the way from one device to
-        # another there is nothing to follow yet.
+        # Leave the leaf alone if torch.func.functional_call has put another one in its place, and
+        # while the module moves from one device to another.
         if (own is not None and own is not leaf) or self._sample().device != leaf.device:
             return
         with torch.inference_mode(False), torch.no_grad():
             kernel = self.squeeze().to(leaf.dtype)
-            # What has not changed is left alone: autograd may hold on to it.
+            # An unchanged leaf is not written to, because autograd may hold on to it.
             if not has_memory(leaf) or not torch.equal(leaf, kernel):
                 leaf.copy_(kernel)
             self.hold_leaf()
 
     def hold_leaf(self) -> None:
-        """Note that the leaf is the kernel of the parameters as they are; in squeezed mode."""
+        """Note, in squeezed mode, that the leaf is the kernel of the present parameters."""
         if not self.held.renew(self._parameters['weight']):
             self.held.hold(self._parameters['weight'], Snapshot.of(self.kernel))
 
     def settle(self) -> None:
-        # Where the parameters have changed too, as by a broadcast of all, the leaf follows them.
+        # If the parameters have changed too, for example in a broadcast of everything, the leaf is
+        # computed from them, and the write to it does not matter.
         if self._mode != 'squeezed' or self.is_behind or self.held.is_fresh:
             super().settle()
 
@@ -274,10 +280,10 @@ class GeneratedConv2d(ReparamConv2d):
         return super().written_text()
 
     def refuse_behind(self) -> None:
-        """Refuse to read parameters that another process steps.
+        """Refuse to read parameters that are out of date.
 
         Raises:
-            UserError: If it does so.
+            UserError: If another process updates the parameters.
         """
         if self.is_behind:
             raise UserError(
@@ -291,30 +297,30 @@ class GeneratedConv2d(ReparamConv2d):
 
         leaf = self._parameters['weight']
         trained = leaf.requires_grad
-        # A frozen one may be trained later, and refuses hooks now.
+        # A frozen leaf may be trained later, but accepts no hooks while it is frozen.
         leaf.requires_grad_(True).register_post_accumulate_grad_hook(note)
         leaf.requires_grad_(trained)
 
     def gives_gradients(self) -> bool:
-        """Whether a graph back to the parameters is wanted, outside of squeezed mode."""
+        """Whether a graph back to the parameters is needed, outside of squeezed mode."""
         if not torch.is_grad_enabled() or self._is_frozen():
             return False
-        # A step may follow that no version counter shows, as a fused optimizer's.
+        # The step that follows may not change any version counter, for example a fused optimizer's.
         self._gave_gradients = True
         self.held.outdate()
         return True
 
     def _present_weight(self, memory_format: torch.memory_format) -> Tensor:
-        """The kernel outside of squeezed mode, in a memory format."""
+        """The kernel outside of squeezed mode, in the given memory format."""
         if self.gives_gradients():
             return self._kernel_in(memory_format)
-        # A fused optimizer may be about to step, or have stepped, parameters that have a gradient.
+        # A fused optimizer may step parameters that have a gradient, or may have stepped them.
         may_be_stepped = any(t.is_leaf and t.grad is not None for t in tensors_in(self.kernel))
         held = self.held
         if held.is_fresh and not may_be_stepped and memory_format == held.memory_format:
             return held.tensor
-        # No inference tensor, even if asked for under inference_mode: a later backward pass to the
-        # input may need it.
+        # This must not be an inference tensor, even under inference_mode, because a later backward
+        # pass to the input may need it.
         with torch.inference_mode(False), torch.no_grad():
             kernel = self._kernel_in(memory_format)
         if may_be_stepped:
@@ -339,33 +345,34 @@ class GeneratedConv2d(ReparamConv2d):
 
     @property
     def is_replica(self) -> bool:
-        """Whether it is a replica that DataParallel made for one pass, on tensors lent to it."""
+        """Whether this is a replica that DataParallel made for one pass, with borrowed tensors."""
         return self.__dict__.get('_is_replica', False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""
         if self._mode == 'squeezed':
             if 'weight' not in self._parameters:
-                self._refuse_other_leaf()  # of a parametrization, for one
+                self._refuse_other_leaf()  # for example that of a parametrization
             weight = self.weight
         elif is_traced() or self.is_replica:
             weight = self._kernel_in(_format_of(x))
         else:
             self.settle()
-            # A convolution answers in the format of its weight, which should not decide it.
+            # A convolution returns its output in the format of its weight, so the weight takes the
+            # format of the input.
             weight = self.weight if type(self) is nn.Conv2d else self._present_weight(_format_of(x))
         return GeneratedConv2d._conv_forward(self, x, weight, self.bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # The name is nn.Conv2d's: mmcv's and MMEngine's conv-BN evaluation call it.
+        # nn.Conv2d has a method of this name, which mmcv's and MMEngine's conv-BN evaluation call.
         return conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def train(self, mode: bool = True):
         stays_in_training = mode and self.training
         super().train(mode)
         if not (stays_in_training or self.__dict__.get('_holds_through_modes', True)):
-            # Values written through `.data` leave no trace (MMEngine's EMA swap does it); whoever
-            # does so goes through train() or eval() next.
+            # Writes through `.data`, as in MMEngine's EMA swap, cannot be detected. Code that does
+            # so calls train() or eval() next.
             self.held.outdate()
             self._gave_gradients = False
             self.refresh()
@@ -384,7 +391,7 @@ class GeneratedConv2d(ReparamConv2d):
             destination.pop(f'{prefix}weight', None)
 
     def _load_from_state_dict(self, state_dict, prefix: str, *args) -> None:
-        # What is loaded is up to date, whoever stepped the parameters so far.
+        # Loaded parameters are up to date, even if another process has updated them until now.
         self.is_behind = False
         leaf = self._parameters.pop('weight', None)
         try:
@@ -397,7 +404,7 @@ class GeneratedConv2d(ReparamConv2d):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         if self._mode == 'squeezed':
-            # Copies come without gradients.
+            # Copies have no gradients.
             self.has_gradient = False
             self._watch_leaf()
             self.refresh()
@@ -410,14 +417,14 @@ class GeneratedConv2d(ReparamConv2d):
         return text if mode == 'online' else f'{text}, mode={mode!r}'
 
 
-#: What to do where a training loop knows nothing of squeezed mode.
+#: Advice for training loops that do not support squeezed mode.
 TRAINING_ADVICE = (
     "train it with mmorepa.SqueezedTraining, or OREPAOptimWrapperConstructor, or in mode='online'"
 )
 
 
 def tensors_in(kernel: nn.Module) -> Iterator[Tensor]:
-    """The parameters of a kernel; where a wrapper has made plain attributes of them, those."""
+    """The parameters of a kernel, or the plain attributes that a wrapper has made of them."""
     parameters = kernel.parameters()
     first = next(parameters, None)
     if first is not None:
@@ -432,7 +439,7 @@ def tensors_in(kernel: nn.Module) -> Iterator[Tensor]:
 
 
 def _format_of(x: Tensor) -> torch.memory_format:
-    if torch._C._are_functorch_transforms_active():  # vmap does not tell
+    if torch._C._are_functorch_transforms_active():  # vmap does not tell the memory format
         return torch.contiguous_format
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if is_last else torch.contiguous_format
@@ -440,9 +447,9 @@ def _format_of(x: Tensor) -> torch.memory_format:
 
 @contextlib.contextmanager
 def holding_weights(model: nn.Module) -> Iterator[None]:
-    """Let ``model.train()`` and ``model.eval()`` outdate no weight that a block holds.
+    """A context in which ``model.train()`` and ``model.eval()`` keep the weights that blocks hold.
 
-    It is for a ``train()`` that changes modes back and forth and no values, as those of the
+    It is for a ``train()`` that changes modes back and forth but no values, such as that of the
     libraries' backbones with frozen stages.
     """
     blocks = [module for module in model.modules() if isinstance(module, GeneratedConv2d)]

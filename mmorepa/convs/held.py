@@ -1,4 +1,4 @@
-"""The weight that a re-parameterised convolution has handed out, and whether it still holds."""
+"""The weight that a re-parameterised convolution has returned, and whether it is still valid."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .constants import ConstantsMixin
 
 
 class Note(NamedTuple):
-    """What a tensor was: the object, its storage and its version, autograd's count of writes.
+    """A record of a tensor's state: the object, its storage and autograd's count of writes.
 
-    That tells of in-place operations, ``load_state_dict``, optimizer steps, a new ``.data``,
-    swapped or copied modules. A write *through* ``.data`` or NumPy leaves no trace, and a fused
-    optimizer's step neither.
+    It detects in-place operations, ``load_state_dict``, optimizer steps, a new ``.data``, and
+    swapped or copied modules. It cannot detect a write *through* ``.data`` or NumPy, nor the step
+    of a fused optimizer.
 
     Attributes:
         tensor (Tensor): The object.
-        alias (Tensor): Keeps its storage alive, so that no new storage can come to lie at the same
-            address and pass for the old one.
-        address (int): Of the storage.
-        version (int): The count.
+        alias (Tensor): Keeps the storage alive, so that no new storage at the same address can be
+            mistaken for it.
+        address (int): The address of the storage.
+        version (int): Autograd's count of writes.
     """
 
     tensor: Tensor
@@ -32,11 +32,11 @@ class Note(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Note:
-        """A note of ``tensor`` as it is."""
+        """Record the present state of ``tensor``."""
         return cls(tensor, tensor.detach(), tensor.data_ptr(), tensor._version)
 
     def holds(self, tensor: Tensor | None) -> bool:
-        """Whether ``tensor`` is what the note is of, unchanged."""
+        """Whether ``tensor`` is the recorded object and unchanged."""
         return (
             tensor is self.tensor
             and tensor._version == self.version
@@ -45,19 +45,20 @@ class Note(NamedTuple):
 
 
 class Snapshot:
-    """Notes of all tensors and modules in a module, constants left out.
+    """Records the state of all tensors and modules in a module, except constants.
 
-    They are looked up where they were found: walking a module again takes several times as long.
+    The tensors are looked up where they were found, because walking the module again would take
+    several times as long.
 
     Args:
-        module (nn.Module): See above.
+        module (nn.Module): The module to record.
     """
 
     def __init__(self, module: nn.Module):
         modules = list(module.modules())
         children = [module._modules for module in modules]
         tensors = [module._parameters for module in modules]
-        # Constants do not change, though DDP writes to them: it broadcasts buffers in every pass.
+        # Constants never change, although DDP writes to them when it broadcasts buffers.
         tensors += [m._buffers for m in modules if not isinstance(m, ConstantsMixin)]
         self._modules = [(own, name, child) for own in children for name, child in own.items()]
         self._tensors = [
@@ -70,21 +71,21 @@ class Snapshot:
 
     @classmethod
     def of(cls, module: nn.Module) -> Snapshot | None:
-        """A snapshot of ``module`` as it is; None if nothing could be told by one.
+        """A snapshot of ``module``, or None if a snapshot could not detect changes.
 
-        So it is for tensors made under ``inference_mode``, which count no writes, for fake ones,
-        and where a wrapper such as FSDP has taken the parameters away.
+        This is so for tensors made under ``inference_mode``, which do not count writes, for fake
+        tensors, and if a wrapper such as FSDP has taken the parameters away.
         """
         tensors = [*module.parameters(), *module.buffers()]
         if not any(True for _ in module.parameters()) or any(t.is_inference() for t in tensors):
             return None
         try:
             return cls(module)
-        except RuntimeError:  # of a tensor without memory
+        except RuntimeError:  # raised for a tensor without memory
             return None
 
     def renew(self) -> bool:
-        """Take the values as they are for unchanged; False if more than values has changed."""
+        """Record the present values; returns False if something else than values has changed."""
         for i, (own, name, note) in enumerate(self._tensors):
             tensor = own.get(name)
             if tensor is not note.tensor or tensor.data_ptr() != note.address:
@@ -94,7 +95,7 @@ class Snapshot:
 
     def holds(self) -> bool:
         """Whether the module is unchanged."""
-        # Loops, not generators: this runs in every forward pass, once a block.
+        # Loops are quicker than generators, and this runs for each block in every forward pass.
         for own, name, note in self._tensors:
             if not note.holds(own.get(name)):
                 return False
@@ -108,14 +109,14 @@ class Snapshot:
 
 
 class HeldWeight:
-    """The weight that a block handed out last, and what it was made of.
+    """The weight that a block returned last, and what it was computed from.
 
-    It belongs to one object: copies of a block begin without.
+    It belongs to one object: a copy of a block starts without a held weight.
 
     Attributes:
         tensor (Tensor, optional): The weight.
-        memory_format (torch.memory_format, optional): The one that it was asked for in. It is
-            here, where no copy has it, because ``torch.save`` cannot pickle it.
+        memory_format (torch.memory_format, optional): The memory format that was asked for. It is
+            stored here, where no copy of a block has it, because ``torch.save`` cannot pickle it.
     """
 
     def __init__(self):
@@ -137,38 +138,38 @@ class HeldWeight:
         """Remember a weight.
 
         Args:
-            tensor (Tensor): The weight as it is.
-            source (Snapshot, optional): Of the module that it was made of. None if it is not to
-                be used again.
-            memory_format (torch.memory_format, optional): See the class.
+            tensor (Tensor): The weight.
+            source (Snapshot, optional): A snapshot of the module that the weight was computed
+                from. None if the weight must not be used again.
+            memory_format (torch.memory_format, optional): The memory format that was asked for.
         """
         self.tensor, self._source, self.memory_format = tensor, source, memory_format
         self._note = None if tensor.is_inference() else _note(tensor)
 
     def renew(self, tensor: Tensor) -> bool:
-        """As :meth:`hold`, of the same module; False if that has changed in more than values."""
+        """Like :meth:`hold`, for the same module; returns False if more than its values changed."""
         if self._source is None or tensor is not self.tensor or not self._source.renew():
             return False
         self._note = _note(tensor)
         return True
 
     def outdate(self) -> None:
-        """Let the weight pass for out of date."""
+        """Mark the weight as out of date."""
         self._source = None
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the weight is what its module gives, as far as can be told."""
+        """Whether the weight is what its module gives now, as far as that can be detected."""
         return self._source is not None and self._source.holds()
 
     @property
     def is_replaced(self) -> bool:
-        """Whether somebody has given the weight other data, ``weight.data = ...``."""
+        """Whether the weight was given other data, ``weight.data = ...``."""
         return self._note is not None and self.tensor.data_ptr() != self._note.address
 
     @property
     def is_written(self) -> bool:
-        """Whether somebody has written to the weight in place, or replaced its data."""
+        """Whether the weight was written to in place, or its data was replaced."""
         return self._note is not None and not self._note.holds(self.tensor)
 
     def __deepcopy__(self, memo: dict) -> HeldWeight:
@@ -179,7 +180,7 @@ class HeldWeight:
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has values: it is neither a meta tensor nor a fake one."""
+    """Whether a tensor has values, that is, is neither a meta tensor nor a fake tensor."""
     return not tensor.is_meta and _note(tensor) is not None
 
 

@@ -1,8 +1,8 @@
-"""The algebra of OREPA: pure functions, kernels in, kernels out.
+"""The algebra of OREPA: pure functions from kernels to kernels.
 
 Notation, as in the paper: O output channels, I input channels, g groups, k kernel size. A kernel
 has the shape of a convolution's weight, (O, I/g, k, k); a *pointwise* kernel is (O, I/g, 1, 1).
-Everything here is differentiable and works in whatever dtype it is given.
+All functions are differentiable and work in any floating-point dtype.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def scale(kernel: Tensor, factors: Tensor) -> Tensor:
         factors (Tensor): (O,).
 
     Returns:
-        Tensor: As ``kernel``.
+        Tensor: The scaled kernel, with the shape of ``kernel``.
     """
     return kernel * factors.reshape(-1, *[1] * (kernel.dim() - 1))
 
 
 def centre(kernel: Tensor, kernel_size: int) -> Tensor:
-    """Put a smaller kernel, a 1x1 one above all, into the middle of a k x k one, zeros around it.
+    """Put a smaller kernel, usually a 1x1 one, into the middle of a k x k one, surrounded by zeros.
 
     Args:
         kernel (Tensor): (O, I/g, height, width), both odd and at most k.
@@ -45,7 +45,8 @@ def centre(kernel: Tensor, kernel_size: int) -> Tensor:
 def frequency_prior(out_channels: int, kernel_size: int) -> Tensor:
     """The constant frequency prior filters (paper, sec. 3.3, "frequency prior filter").
 
-    The first half of the channels holds cosines down the rows, the other half along the columns::
+    In the first half of the channels the cosines run down the rows, in the other half along the
+    columns::
 
         F[o, h, w] = cos(pi (h + 1/2) (o + 1) / k)              for o < O/2
         F[o, h, w] = cos(pi (w + 1/2) (o + 1 - O/2) / k)        otherwise
@@ -68,7 +69,7 @@ def frequency_prior(out_channels: int, kernel_size: int) -> Tensor:
 
 
 def grouped_identity(channels: int, in_channels: int, groups: int) -> Tensor:
-    """The 1x1 kernel that hands each group's channels on, again and again until M are full.
+    """The 1x1 kernel that passes each group's channels on, repeated until there are M channels.
 
     Args:
         channels (int): M, a multiple of ``in_channels``.
@@ -83,7 +84,7 @@ def grouped_identity(channels: int, in_channels: int, groups: int) -> Tensor:
 
 
 def compose_pointwise(pointwise: Tensor, kernel: Tensor, groups: int) -> Tensor:
-    """The one kernel of a 1x1 convolution followed by a k x k one, both with the same groups.
+    """The single kernel of a 1x1 convolution followed by a k x k one, both with the same groups.
 
     ``W[o, i] = sum over t of kernel[o, t] * pointwise[t, i]`` inside each group, at every position.
 
@@ -103,7 +104,7 @@ def compose_pointwise(pointwise: Tensor, kernel: Tensor, groups: int) -> Tensor:
 
 
 def compose_last_pointwise(kernel: Tensor, pointwise: Tensor, groups: int) -> Tensor:
-    """The one kernel of a k x k convolution followed by a 1x1 one, both with the same groups.
+    """The single kernel of a k x k convolution followed by a 1x1 one, both with the same groups.
 
     ``W[o, i] = sum over t of pointwise[o, t] * kernel[t, i]`` inside each group, at every position.
 
@@ -122,9 +123,9 @@ def compose_last_pointwise(kernel: Tensor, pointwise: Tensor, groups: int) -> Te
 
 
 def compose_chain(kernels: list[Tensor], groups: int = 1) -> Tensor:
-    """The one kernel that the deep linear stem composes out of its 3x3 kernels (paper, sec. 3.3).
+    """The single kernel that the deep linear stem composes from its 3x3 kernels (paper, sec. 3.3).
 
-    Each kernel is slid over the composition so far as over an image, *without a flip*::
+    Each kernel slides over the composition so far as if over an image, *without a flip*::
 
         W[o, i, y, x] = sum over t, u, v of next[o, t, u, v] * current[t, i, y + u - 2, x + v - 2]
 
@@ -143,17 +144,18 @@ def compose_chain(kernels: list[Tensor], groups: int = 1) -> Tensor:
         in_width, _, size, _ = current.shape
         out_channels = len(kernel)
         rows = kernel.reshape(groups, out_channels // groups, -1)
-        # An explicit product: cuDNN may run a convolution in TF32, and a kernel has to be exact.
+        # This is an explicit product because cuDNN may run a convolution in TF32, and a kernel has
+        # to be exact.
         current = torch.einsum('gok,igkp->igop', rows, _patches(current, groups))
         current = current.reshape(in_width, out_channels, size + 2, size + 2)
     return current.transpose(0, 1)
 
 
 def solve_chain(kernels: list[Tensor], target: Tensor, groups: int = 1) -> Tensor:
-    """The last kernel of a chain whose composition is as near to ``target`` as can be.
+    """The last kernel of a chain whose composition is as near as possible to ``target``.
 
-    The composition is linear in its last kernel; this is the least-squares solution, of all
-    solutions the smallest.
+    The composition is linear in its last kernel. This is the least-squares solution; if there are
+    several, the smallest.
 
     Args:
         kernels (list[Tensor]): All but the last, as in :func:`compose_chain`.
@@ -167,7 +169,7 @@ def solve_chain(kernels: list[Tensor], target: Tensor, groups: int = 1) -> Tenso
     patches = _patches(compose_chain(kernels, groups).transpose(0, 1), groups)
     left = patches.permute(1, 0, 3, 2).flatten(1, 2)
     right = target.reshape(groups, out_channels // groups, -1).transpose(1, 2)
-    # pinv rather than lstsq, which is not there for rank-deficient systems on every device.
+    # pinv is used because lstsq does not support rank-deficient systems on every device.
     rows = (torch.linalg.pinv(left) @ right).transpose(1, 2)
     return rows.reshape(out_channels, -1, 3, 3)
 
@@ -186,8 +188,8 @@ def fold_batch_norm(kernel: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tu
 
     Args:
         kernel (Tensor): (O, I/g, k, k).
-        bias (Tensor, optional): (O,), the convolution's.
-        norm (_BatchNorm): Over O channels, with running statistics, affine or not.
+        bias (Tensor, optional): The convolution's bias, (O,).
+        norm (_BatchNorm): A BatchNorm of O channels with running statistics, affine or not.
 
     Returns:
         tuple[Tensor, Tensor]: Kernel (O, I/g, k, k) and bias (O,), both in float64.

@@ -1,7 +1,7 @@
-"""What every convolution that trains as something bigger shares.
+"""The base class of all re-parameterised convolutions.
 
-Whatever it trains as, it amounts to one kernel and perhaps a bias, has the geometry of the
-``nn.Conv2d`` whose place it takes, and becomes one in the end.
+Whatever such a convolution trains as, it is equivalent to one kernel and perhaps a bias. It has the
+geometry of the ``nn.Conv2d`` that it replaces, and becomes one in the end.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from .rows import in_order
 class ReparamConv2d(nn.Conv2d):
     """A convolution in its training form.
 
-    It is an ``nn.Conv2d`` to whoever reads one: ``weight`` is a tensor with the kernel that the
-    block amounts to now. The kernel follows from other parameters, which are the ones in the state
-    dict, so a write to ``weight`` is never lost in silence:
+    To code that reads it, it is an ``nn.Conv2d``: ``weight`` is a tensor with the present kernel of
+    the block. The kernel is computed from other parameters, which are those in the state dict. A
+    write to ``weight`` is therefore never lost in silence:
 
-    - In eval mode an assignment, ``conv.weight = parameter`` or ``conv.weight.data = tensor``, is
-      what tools do that fold a BatchNorm into a convolution. It counts: the object becomes a plain
-      ``nn.Conv2d`` with that weight, as by :meth:`switch_to_deploy`.
-    - After any other write the next use raises an error, which says to squeeze first.
+    - In eval mode an assignment, ``conv.weight = parameter`` or ``conv.weight.data = tensor``,
+      turns the object into a plain ``nn.Conv2d`` with that weight, like :meth:`switch_to_deploy`.
+      Tools that fold a BatchNorm into a convolution make such assignments.
+    - After any other write the next use raises an error, which advises squeezing first.
 
-    A write that autograd does not count, ``conv.weight.data.zero_()`` or one through NumPy, cannot
-    be seen.
+    A write that autograd does not count, such as ``conv.weight.data.zero_()`` or one through NumPy,
+    cannot be detected.
 
     Subclasses add their parameters, ``forward``, ``weight``, :meth:`merged` and :meth:`imitate`.
 
     Args:
-        in_channels (int): I.
-        out_channels (int): O.
-        kernel_size (int | tuple[int, int]): k, odd and square.
-        stride (int | tuple[int, int]): Defaults to 1.
-        padding (int | tuple[int, int] | str): Zeros around the input; ``'same'`` stands for
+        in_channels (int): The number of input channels, I.
+        out_channels (int): The number of output channels, O.
+        kernel_size (int | tuple[int, int]): The kernel size, k, odd and square.
+        stride (int | tuple[int, int]): The stride. Defaults to 1.
+        padding (int | tuple[int, int] | str): The zeros around the input; ``'same'`` stands for
             ``dilation * (k // 2)``, ``'valid'`` for 0. Defaults to 0.
-        dilation (int | tuple[int, int]): Defaults to 1.
-        groups (int): g. Defaults to 1.
-        padding_mode (str): Only ``'zeros'``.
+        dilation (int | tuple[int, int]): The dilation. Defaults to 1.
+        groups (int): The number of groups, g. Defaults to 1.
+        padding_mode (str): Must be ``'zeros'``.
 
     Raises:
-        UserError: If the kernel is even or not square, or of a size that this block is not made
-            for; if channels and groups do not divide; for another padding mode.
+        UserError: If the kernel is even or not square, or if the block does not support its size;
+            if the channels are not multiples of the groups; if the padding mode is another one.
     """
 
-    #: Kernel sizes that the block is made for, as a range.
+    #: The kernel sizes that the block supports, as a range.
     sizes = range(1, 1 << 30, 2)
-    #: What it can be told besides its geometry.
+    #: The names of the block's options besides its geometry.
     options = ()
-    #: Whether the BatchNorms are inside, so that none belongs behind the block.
+    #: Whether the BatchNorms are inside, so that there must be none behind the block.
     takes_norm = False
-    #: What follows from the parameters and is none itself.
+    #: The tensors of an ``nn.Conv2d`` that are computed from the parameters.
     computed = ('weight',)
 
     def __init__(
@@ -72,9 +72,9 @@ class ReparamConv2d(nn.Conv2d):
         groups: int = 1,
         padding_mode: str = 'zeros',
     ):
-        # Not the constructor of nn.Conv2d, which would make a weight.
+        # The constructor of nn.Conv2d is not called, because it would make a weight.
         nn.Module.__init__(self)
-        # To torch.fx it is one layer, as what it looks up under this name in torch.nn is.
+        # With this name torch.fx treats the block as one layer, like those of torch.nn.
         self.__module__ = nn.Conv2d.__module__
         self.held = HeldWeight()
         name = type(self).__name__
@@ -112,7 +112,7 @@ class ReparamConv2d(nn.Conv2d):
         self._reversed_padding_repeated_twice = [p for p in reversed(self.padding) for _ in (0, 1)]
 
     def reset_parameters(self) -> None:
-        """Give all parameters initial values anew, as after ``to_empty``."""
+        """Give all parameters new initial values, for example after ``to_empty``."""
         for module in self.modules():
             if module is not self and hasattr(module, 'reset_parameters'):
                 module.reset_parameters()
@@ -120,21 +120,23 @@ class ReparamConv2d(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def hand_out(self, tensor: Tensor) -> Tensor:
-        """Note a computed tensor that somebody is given, to see whether it is written to."""
+        """Note a computed tensor that is returned to a caller, to detect writes to it."""
         self.held.hold(tensor)
         return tensor
 
     def refresh(self) -> None:
-        """Bring up to date what follows from the parameters and is kept beside them; nothing here.
+        """Update whatever is computed from the parameters and kept; nothing in this class.
 
-        It is called once a state dict has been loaded.
+        It is called after a state dict has been loaded.
         """
 
     def settle(self) -> None:
-        """See what became of the weight that was handed out, before anything is done with it.
+        """Check the weight that was returned last for writes, before the block is used.
+
+        If a tool has replaced its data in eval mode, the block becomes a plain convolution.
 
         Raises:
-            UserError: If it was written to, and the write does not count.
+            UserError: If the weight was written to in another way.
         """
         if self.held.is_written:
             if self.held.is_replaced and not self.training:
@@ -145,14 +147,14 @@ class ReparamConv2d(nn.Conv2d):
                 raise UserError(self.written_text())
 
     def written_text(self) -> str:
-        """What is wrong if the weight was written to."""
+        """The error message for a weight that was written to."""
         return (
             f'{self}: its weight follows from the branches, and was written to: turn the model '
             'into plain convolutions first, with mmorepa.squeeze(model), or write to the branches'
         )
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As ``nn.Module`` has it, but see the class for what is computed."""
+        """Like ``nn.Module``'s; for computed tensors such as ``weight`` see the class."""
         if name not in self.computed or param is None:
             super().register_parameter(name, param)
         elif self.training:
@@ -187,13 +189,13 @@ class ReparamConv2d(nn.Conv2d):
         )
 
     def is_plain_in(self, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
-        """Whether a state dict has a plain convolution in the place of this block.
+        """Whether a state dict has a plain convolution in place of this block.
 
-        ``weight`` is there then, and what it would follow from is not.
+        Then it has the block's ``weight``, and not the parameters that it would be computed from.
 
         Args:
-            state_dict (Mapping[str, Tensor]): Of a model.
-            prefix (str): What the names of this block begin with there, a dot at the end.
+            state_dict (Mapping[str, Tensor]): The state dict of a model.
+            prefix (str): The prefix of this block's names there, with a dot at the end.
         """
         if 'weight' not in self.computed or f'{prefix}weight' not in state_dict:
             return False
@@ -201,7 +203,7 @@ class ReparamConv2d(nn.Conv2d):
         return not any(key.startswith(branches) for key in state_dict)
 
     def _take_plain(self, state_dict: dict[str, Tensor], prefix: str, errors: list[str]) -> None:
-        """Imitate the plain convolution in a state dict, and put what comes of it in its place."""
+        """Imitate the plain convolution in a state dict, and replace it there by the parameters."""
         weight = state_dict.pop(f'{prefix}weight')
         take = state_dict.pop if 'bias' in self.computed else state_dict.get
         bias = take(f'{prefix}bias', None)
@@ -221,7 +223,7 @@ class ReparamConv2d(nn.Conv2d):
                 state_dict[f'{prefix}{name}'] = value
 
     def start_from(self, weight: Tensor, bias: Tensor | None, prefix: str = '') -> None:
-        """Imitate a plain convolution of the same geometry; what loading one comes to.
+        """Imitate a plain convolution of the same geometry that was loaded.
 
         Args:
             weight (Tensor): (O, I/g, k, k).
@@ -229,8 +231,8 @@ class ReparamConv2d(nn.Conv2d):
             prefix (str): The block's name in the state dict, for messages.
 
         Raises:
-            UserError: If there is a bias and none in the block, which is so in a deploy form, or
-                if this block cannot imitate.
+            UserError: If there is a bias and the block has none, as with a deploy form, or if this
+                block cannot imitate the convolution.
         """
         if bias is not None and self._parameters.get('bias') is None:
             self.refuse_folded(f'a bias, {prefix}bias')
@@ -249,7 +251,7 @@ class ReparamConv2d(nn.Conv2d):
         """Refuse weights of a deploy form, whose BatchNorms are folded.
 
         Args:
-            found (str): What tells.
+            found (str): The part of the state dict that shows it, for the message.
 
         Raises:
             UserError: Always.
@@ -279,64 +281,65 @@ class ReparamConv2d(nn.Conv2d):
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether every channel is convolved by itself."""
+        """Whether every channel is convolved separately."""
         return self.groups == self.in_channels == self.out_channels
 
     @classmethod
     def accepts(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options) -> bool:
-        """Whether a block can take the place of ``conv``; arguments as of :meth:`from_conv`."""
+        """Whether a block can replace ``conv``. The arguments are those of :meth:`from_conv`."""
         height, width = conv.kernel_size
         return height == width and height in cls.sizes and conv.padding_mode == 'zeros'
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options):
-        """A freshly initialised block of the geometry of ``conv``.
+        """A freshly initialised block with the geometry of ``conv``.
 
         Args:
-            conv (nn.Conv2d): The convolution whose place it takes.
-            norm (_BatchNorm, optional): The one behind it. A block that has its BatchNorms inside
-                makes them of the same kind, and takes its place as well.
-            options: The block's own.
+            conv (nn.Conv2d): The convolution to replace.
+            norm (_BatchNorm, optional): The BatchNorm behind ``conv``. A block with BatchNorms
+                inside makes BatchNorms of the same kind, and replaces ``norm`` as well.
+            options: Options of the block.
 
         Returns:
-            ReparamConv2d: On the device and in the dtype of ``conv``.
+            ReparamConv2d: The block, on the device and in the dtype of ``conv``.
         """
         raise NotImplementedError
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
-        """The kernel (O, I/g, k, k) and the bias (O,), if any, that the block amounts to.
+        """The equivalent kernel (O, I/g, k, k) of the block, and its bias (O,), if any.
 
-        With BatchNorms inside, what it amounts to in eval mode. Differentiable.
+        For a block with BatchNorms inside, they are equivalent to its eval mode. The result is
+        differentiable.
         """
         raise NotImplementedError
 
     def imitate(self, conv: nn.Conv2d, norm: _BatchNorm | None = None) -> None:
         """Set the parameters so that the block computes what ``conv`` computes.
 
-        Other branches start without effect where they can; see each block.
+        Where possible, the other branches start without effect; see each block.
 
         Args:
-            conv (nn.Conv2d): Of the same geometry.
-            norm (_BatchNorm, optional): The one behind it, for blocks with BatchNorms inside.
+            conv (nn.Conv2d): A convolution of the same geometry.
+            norm (_BatchNorm, optional): The BatchNorm behind it, for blocks with BatchNorms inside.
 
         Raises:
-            UserError: If this block cannot.
+            UserError: If this block cannot imitate ``conv``.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def switch_to_deploy(self, norm: _BatchNorm | None = None) -> nn.Conv2d:
-        """Become the plain ``nn.Conv2d`` that this block amounts to, in place.
+        """Turn this block into the plain ``nn.Conv2d`` that it is equivalent to, in place.
 
-        Everything is computed in float64 and stored in the parameters' dtype. The object turns
-        into an ``nn.Conv2d`` itself, so that whoever holds it, be it several parents that share
-        it, holds the plain convolution from then on.
+        Everything is computed in float64 and stored in the parameters' dtype. The object itself
+        becomes an ``nn.Conv2d``, so every module that holds it, even several that share it, holds
+        the plain convolution from then on.
 
         Args:
-            norm (_BatchNorm, optional): A BatchNorm behind the block, to be folded in.
+            norm (_BatchNorm, optional): A BatchNorm behind the block, which is folded in.
 
         Returns:
-            nn.Conv2d: This very object.
+            nn.Conv2d: The same object.
         """
         self.settle()
         if type(self) is nn.Conv2d:
@@ -348,7 +351,7 @@ class ReparamConv2d(nn.Conv2d):
         return ReparamConv2d.become_conv(self, kernel, bias)
 
     def become_conv(self, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
-        """Turn this object into an ``nn.Conv2d`` with these weights, in its own dtype."""
+        """Turn this object into an ``nn.Conv2d`` with these weights, in the block's dtype."""
         sample = next(self.parameters())
         trainable = any(p.requires_grad for p in self.parameters())
         kernel, bias = kernel.detach(), bias if bias is None else bias.detach()
@@ -396,12 +399,12 @@ class ReparamConv2d(nn.Conv2d):
 
 
 def after_loading(block: ReparamConv2d, _) -> None:
-    """A hook for :meth:`ReparamConv2d.refresh`; a plain convolution does not keep it."""
+    """A hook that calls :meth:`ReparamConv2d.refresh`; :meth:`become_conv` removes it."""
     block.refresh()
 
 
 def geometry(conv: nn.Conv2d) -> dict:
-    """The arguments that a block shares with the convolution whose place it takes."""
+    """The arguments that a block shares with the convolution that it replaces."""
     return dict(
         in_channels=conv.in_channels,
         out_channels=conv.out_channels,
@@ -415,5 +418,5 @@ def geometry(conv: nn.Conv2d) -> dict:
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """``value`` for height and width."""
+    """``value`` as a pair for height and width."""
     return (value, value) if isinstance(value, int) else tuple(value)

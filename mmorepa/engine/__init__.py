@@ -1,4 +1,4 @@
-"""What MMEngine has to know: the convolutions, the deploy form, the optimizer's rules."""
+"""What is registered with MMEngine: the convolutions, the deploy form, hooks, optimizer rules."""
 
 from mmengine.registry import MODELS
 

@@ -1,4 +1,4 @@
-"""Gradients that are being accumulated when a checkpoint is written; MMEngine loses them."""
+"""Saving gradients that are being accumulated when a checkpoint is written; MMEngine loses them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mmengine.runner import Runner
 
 from .squeezed_step import unwrap
 
-#: Their key in a checkpoint.
+#: The key of the gradients in a checkpoint.
 KEY = 'accumulated_gradients'
 
 
 @HOOKS.register_module()
 class AccumulatedGradientsHook(Hook):
-    """Saves gradients in a checkpoint where an accumulation is not finished, and restores them.
+    """Saves the gradients of an unfinished accumulation in a checkpoint, and restores them.
 
-    In several processes each has gradients of its own and one writes the checkpoint: there none
-    are saved, and the accumulation begins again.
+    With several processes nothing is saved and the accumulation begins again, because each process
+    has gradients of its own and only one writes the checkpoint.
     """
 
     def __init__(self):
@@ -39,7 +39,7 @@ class AccumulatedGradientsHook(Hook):
         self._gradients = checkpoint.get(KEY, {}) if get_world_size() == 1 else {}
 
     def before_train(self, runner: Runner) -> None:
-        # Only where the optimizer goes on too: a mere load_from begins anew.
+        # Only when resuming: load_from alone starts a new training.
         if runner.iter and self._gradients:
             parameters = dict(unwrap(runner.model).named_parameters())
             if self._gradients.keys() <= parameters.keys():

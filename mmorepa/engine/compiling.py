@@ -1,4 +1,4 @@
-"""``compile=True`` in a config, where the optimizer has more than one group of parameters."""
+"""``compile=True`` in a config whose optimizer has more than one group of parameters."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from mmengine.runner import Runner
 class EagerOptimizerHook(Hook):
     """Leaves the optimizer's step out of what MMEngine compiles.
 
-    MMEngine compiles the whole ``train_step``. Its constructors' groups are ``ConfigDict``, which
-    torch 2.5 cannot trace; and every change of a learning rate would be compiled anew.
+    MMEngine compiles the whole ``train_step``. The parameter groups that its constructors make are
+    ``ConfigDict`` objects, which torch 2.5 cannot trace. Also, every change of a learning rate
+    would compile the step again.
     """
 
     def before_run(self, runner: Runner) -> None:

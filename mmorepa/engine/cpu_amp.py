@@ -1,4 +1,4 @@
-"""Automatic mixed precision without a GPU: to try such a training where there is none."""
+"""Automatic mixed precision on the CPU, to try a training with it where there is no GPU."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ..errors import UserError
 
 @OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(AmpOptimWrapper):
-    """MMEngine's wrapper on the CPU, where it refuses to be built.
+    """MMEngine's ``AmpOptimWrapper`` for the CPU, where the original refuses to be built.
 
     Args:
         loss_scale (str | float | dict): ``'dynamic'``, a fixed scale, or arguments of
             ``torch.amp.GradScaler``. Defaults to ``'dynamic'``.
         dtype (str, optional): ``'bfloat16'``, the default, or ``'float16'``.
-        kwargs: See ``OptimWrapper``.
+        kwargs: Arguments of ``OptimWrapper``.
 
     Raises:
-        UserError: If an argument is none of these.
+        UserError: If ``loss_scale`` or ``dtype`` is something else.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Autocast; no synchronisation of gradients while they are accumulated."""
-        # MMEngine's autocast takes bfloat16 alone on a CPU.
+        # On a CPU MMEngine's autocast accepts bfloat16 only.
         with OptimWrapper.optim_context(self, model), torch.autocast('cpu', self.cast_dtype):
             yield
 
 
 def prepare(cfg: Config) -> None:
-    """Choose the wrapper above where a config wants MMEngine's and there is nothing to run it on.
+    """Use :class:`CPUAmpOptimWrapper` if a config names MMEngine's wrapper and there is no GPU.
 
     Args:
         cfg (Config): Changed in place.

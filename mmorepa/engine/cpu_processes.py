@@ -1,4 +1,4 @@
-"""Several processes without a GPU, over gloo: to try a distributed set-up where there is none."""
+"""Several processes on CPUs over gloo, to try a distributed training where there is no GPU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import nn
 
 @MODEL_WRAPPERS.register_module()
 class CPUDistributedDataParallel(MMDistributedDataParallel):
-    """MMEngine's wrapper on the CPU, where it may name no device and ``SyncBN`` cannot run.
+    """MMEngine's ``MMDistributedDataParallel`` for the CPU.
 
-    ``SyncBN`` is turned into ``BN``, as MMEngine does it for a single process.
+    On the CPU the wrapper must not name a device, and ``SyncBN`` cannot run. ``SyncBN`` is turned
+    into ``BN``, as MMEngine does for a single process.
 
     Args:
         module (nn.Module): The model.
-        device_ids (optional): MMEngine's; not used.
-        kwargs: See ``MMDistributedDataParallel``.
+        device_ids (optional): MMEngine passes it; it is not used.
+        kwargs: Arguments of ``MMDistributedDataParallel``.
     """
 
     def __init__(self, module: nn.Module, device_ids=None, **kwargs):
@@ -26,7 +27,7 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
 
 
 def prepare(cfg: Config) -> None:
-    """Start gloo and choose the wrapper, if a launcher started this process without a GPU.
+    """Start gloo and set the wrapper, if a launcher started this process and there is no GPU.
 
     Args:
         cfg (Config): Gets a ``model_wrapper_cfg`` if it has none.

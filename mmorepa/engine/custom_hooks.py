@@ -1,4 +1,4 @@
-"""Hooks that training has without being asked for."""
+"""Hooks that are added to every training."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ def add_hooks(cfg: Config, *names: str) -> None:
 
     Args:
         cfg (Config): Changed in place.
-        names (str): Of hooks without arguments.
+        names (str): Names of hooks that take no arguments.
     """
     hooks = cfg.get('custom_hooks') or []
     missing = [name for name in names if not any(is_of_type(hook, name) for hook in hooks)]
-    # With the prefix MMEngine finds them by itself, in a config that was dumped too.
+    # With the prefix MMEngine finds the hooks without an import, also in a dumped config.
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmorepa.{name}') for name in missing)]
 
 
 def is_of_type(cfg, name: str) -> bool:
-    """Whether a part of a config is of a type, by its name with or without a prefix."""
+    """Whether a part of a config has this type; the name may have a prefix there."""
     found = cfg.get('type') if isinstance(cfg, dict) else type(cfg)
     found = found if isinstance(found, str) else getattr(found, '__name__', '')
     return found.rpartition('.')[2] == name

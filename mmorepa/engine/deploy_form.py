@@ -1,4 +1,4 @@
-"""A model in its squeezed or deploy form, as a config can ask for it."""
+"""Building a model in squeezed or deploy form from a config."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def build_deploy_form(architecture: str, keep_bn: bool = False, **kwargs) -> nn.
 
         model = dict(type='DeployForm', architecture='ImageClassifier')
 
-    so that ``init_detector``, ``init_model``, ``get_model`` and the libraries' own test commands
-    load the checkpoint as they load any other.
+    With it ``init_detector``, ``init_model``, ``get_model`` and the libraries' own test commands
+    load the checkpoint like any other.
 
     Args:
-        architecture (str): What ``type`` was: ``'ImageClassifier'``, ``'RetinaNet'``, ...
-        keep_bn (bool): Squeeze only, and keep the BatchNorms. Defaults to False.
-        kwargs: The model's own.
+        architecture (str): The ``type`` of the training config, such as ``'ImageClassifier'``.
+        keep_bn (bool): Build the squeezed form, with BatchNorms. Defaults to False.
+        kwargs: The model's own arguments.
 
     Returns:
-        nn.Module: An instance of ``architecture``, not of a wrapper.
+        nn.Module: An instance of ``architecture`` itself, not a wrapper around one.
     """
     model = MODELS.build(dict(type=architecture, **kwargs))
     return squeeze(model) if keep_bn else switch_to_deploy(model)

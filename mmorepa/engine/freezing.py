@@ -1,4 +1,4 @@
-"""Stages that are frozen for the first part of a training."""
+"""Freezing stages for the first part of a training."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .squeezed_step import squeezed_blocks, unwrap
 
 @HOOKS.register_module()
 class FreezeStagesHook(Hook):
-    """Freezes the first stages of the backbone until some epoch or iteration, then trains all.
+    """Freezes the first stages of the backbone until an epoch or iteration, then trains all.
 
-    A config with ``frozen_stages`` cannot do that: MMEngine leaves what is frozen out of the
-    optimizer for good. So leave it at -1 there, and the hook freezes. In DDP this wants
+    ``frozen_stages`` in a config cannot do this, because MMEngine leaves frozen parameters out of
+    the optimizer for good. Leave ``frozen_stages`` at -1 when you use this hook. DDP needs
     ``find_unused_parameters=True``.
 
     Args:
-        stages (int): As ``frozen_stages`` of the backbone.
-        end (int): The epoch or iteration, counted from 0, that trains all again.
+        stages (int): Which stages to freeze, with the meaning of the backbone's ``frozen_stages``.
+        end (int): The first epoch or iteration, counted from 0, in which all stages train.
         by_epoch (bool): Whether ``end`` is an epoch. Defaults to True.
 
     Raises:
@@ -64,7 +64,7 @@ class FreezeStagesHook(Hook):
         backbone.requires_grad_(True)
         for block in squeezed_blocks(backbone):
             block.kernel.requires_grad_(False)
-        # Sets the stages and their BatchNorms' modes.
+        # Freezes the parameters and sets the modes of the BatchNorms.
         backbone._freeze_stages()
         backbone.train()
         self._frozen = freeze

@@ -14,17 +14,16 @@ from ..convs.blocks.kernel_penalty import decays_as_a_kernel, kernel_parameters,
 from ..convs.orepa.squeezed_training import pull_block_back
 from .squeezed_step import squeezed_blocks
 
-#: What the term is called in the log.
+#: The name of the term in the log.
 NAME = 'kernel_decay'
 
 
 class KernelDecay:
-    """Adds the gradient of the penalties on equivalent kernels, right before the optimizer's step.
+    """Adds the gradient of the penalties on equivalent kernels before the optimizer's step.
 
-    That is the place of weight decay in the optimizers: behind gradient accumulation, the average
-    over processes, the unscaling of AMP, and clipping, and left out where AMP leaves out a step.
-    The term, half the decay times the penalty, summed up over the blocks, is logged as
-    ``kernel_decay``.
+    Optimizers apply weight decay at the same place: after gradient accumulation, averaging over
+    processes, AMP's unscaling and clipping. Where AMP skips a step, nothing is added. The term,
+    half the decay times the penalty, summed over the blocks, is logged as ``kernel_decay``.
 
     Args:
         blocks (Sequence[tuple[ReparamConv2d, float]]): Blocks and the weight decay of each.
@@ -34,7 +33,7 @@ class KernelDecay:
         self.blocks = [(block, decay) for block, decay in blocks if decay]
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Let an optimizer call this before each step."""
+        """Register this object with an optimizer, which then calls it before each step."""
         optimizer.register_step_pre_hook(self)
 
     def __call__(self, optimizer: Optimizer, *args) -> None:
@@ -46,7 +45,7 @@ class KernelDecay:
 
     @staticmethod
     def _pull(block: ReparamConv2d, decay: float) -> torch.Tensor | None:
-        # As weight decay does, leave alone what got no gradient.
+        # Like weight decay, leave parameters without a gradient alone.
         parameters = [p for p in kernel_parameters(block) if p.grad is not None]
         if not parameters:
             return None
@@ -56,7 +55,7 @@ class KernelDecay:
             branches = [p for p in conv.kernel.parameters() if id(p) in own]
             if branches and conv.weight.requires_grad:
                 squeezed[conv] = branches
-            # Whatever they require, the term sees the kernel alone.
+            # The term depends on the kernel only, whether or not its branches require grad.
             behind.update(map(id, branches))
         seen = [p for p in parameters if p.requires_grad and id(p) not in behind]
         with torch.enable_grad():
@@ -71,7 +70,7 @@ class KernelDecay:
 
 
 def decaying_blocks(model: nn.Module) -> dict[str, ReparamConv2d]:
-    """The blocks of a model that have an equivalent kernel, by name; none inside of another."""
+    """The blocks with an equivalent kernel by name, without blocks inside other blocks."""
     found = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f'{outer}.') or not outer for outer in found)

@@ -1,4 +1,4 @@
-"""Logging what becomes of branches and kernels during training."""
+"""Logging how branches and kernels change during training."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from .squeezed_step import consolidate, unwrap
 
 @HOOKS.register_module()
 class KernelLoggerHook(Hook):
-    """Logs how alike the branches of blocks are, and how large their kernels.
+    """Logs how alike the branches of blocks are, and how large their kernels are.
 
-    Every ``interval`` iterations the visualizer of the runner gets, for each group of layers
+    Every ``interval`` iterations the runner's visualizer gets two scalars for each group of layers
     (``conv1``, ``layer1`` and so on in a ResNet, ``stage_1`` in a RepVGG):
 
-    - ``branch_similarity/layer1``: the mean cosine of all pairs of branches of a block, in the mean
-      over the group; the lower, the more diverse the branches. Left out where no pair has a cosine.
-    - ``kernel_norm/layer1``: the Frobenius norm of the kernels of the group together.
+    - ``branch_similarity/layer1``: the mean cosine of all pairs of branches of a block, averaged
+      over the group. The lower it is, the more diverse are the branches. It is left out where no
+      pair has a cosine.
+    - ``kernel_norm/layer1``: the Frobenius norm of all kernels of the group together.
 
-    So they are in ``vis_data/scalars.json``, and in TensorBoard and whatever else ``vis_backends``
-    names. The parameters that are trained are looked at, not their moving average. The first
-    process does all of it, after branches that are shared out have been brought together.
+    The scalars go to ``vis_data/scalars.json`` and to the backends in ``vis_backends``, such as
+    TensorBoard. They describe the parameters that are trained, not their moving average. The first
+    process computes them, after branches that are shared out have been brought together.
 
     Example::
 
@@ -40,10 +41,11 @@ class KernelLoggerHook(Hook):
             vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
 
     Args:
-        interval (int): Iterations from one time to the next, at least 1. Defaults to 100.
+        interval (int): The number of iterations between two logs, at least 1. Defaults to 100.
 
     Raises:
-        UserError: For another interval, or if parameters are spread over the processes (FSDP).
+        UserError: If ``interval`` is not a whole number of at least 1, or if FSDP has sharded the
+            parameters.
     """
 
     def __init__(self, interval: int = 100):
@@ -52,7 +54,7 @@ class KernelLoggerHook(Hook):
         self.interval = interval
 
     def before_train(self, runner) -> None:
-        """Say so if there is nothing to log."""
+        """Warn if the model has no blocks; refuse FSDP."""
         model = unwrap(runner.model)
         if any(isinstance(m, FullyShardedDataParallel) for m in runner.model.modules()):
             raise UserError(
@@ -67,7 +69,7 @@ class KernelLoggerHook(Hook):
             )
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Log, if it is time."""
+        """Log every ``interval`` iterations."""
         if not self.every_n_train_iters(runner, self.interval):
             return
         consolidate(runner)
@@ -80,15 +82,15 @@ class KernelLoggerHook(Hook):
 
 @torch.no_grad()
 def kernel_scalars(model: nn.Module) -> dict[str, float]:
-    """Similarity of branches and norm of kernels of each group of layers.
+    """The similarity of the branches and the norm of the kernels of each group of layers.
 
     Args:
         model (nn.Module): Any module with blocks in training form.
 
     Returns:
-        dict[str, float]: By tag, see :class:`KernelLoggerHook`.
+        dict[str, float]: The scalars by tag, see :class:`KernelLoggerHook`.
     """
-    # All is computed before the first number is asked for: a GPU is waited for once.
+    # Everything is computed before the first number is read, so that a GPU is synchronised once.
     grams = [(s.name, tuple(s.branches), gram_matrix(s.branches)) for s in branch_sums(model)]
     squares = [(name, square_of(block)) for name, block in named_blocks(model)]
 
@@ -112,7 +114,7 @@ def square_of(block: nn.Module) -> Tensor:
 
 
 def group_of(name: str) -> str:
-    """The group of a layer: what comes first in its name, ``backbone`` aside.
+    """The group of a layer: the first part of its name, not counting ``backbone``.
 
     Example:
         >>> group_of('backbone.layer1.0.conv2'), group_of('neck.fpn_convs.0.conv')

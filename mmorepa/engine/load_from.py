@@ -1,4 +1,4 @@
-"""Starting from a whole model's weights, ``load_from``, with nothing dropped in silence."""
+"""Starting from a whole model's weights with ``load_from``, with nothing dropped in silence."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from .squeezed_step import unwrap
 
 @HOOKS.register_module()
 class LoadFromHook(Hook):
-    """Refuses a ``load_from`` that the model takes in part, or not at all.
+    """Refuses a ``load_from`` checkpoint that does not fit the model completely.
 
-    MMEngine loads what fits, warns in the log of the rest, and trains. Where the checkpoint is of
-    the plain model, the blocks imitate its convolutions, and a line says how many do::
+    MMEngine by itself loads what fits, warns about the rest in the log, and trains. With this hook
+    that is an error. If the checkpoint is that of the plain model, the blocks imitate its
+    convolutions, and a line in the log says how many do::
 
         custom_hooks = [dict(type='mmorepa.LoadFromHook')]
 
     Args:
-        partial (bool): Load what fits and say how much that is, such as the weights of a detector
-            for other classes. Defaults to False.
+        partial (bool): Load what fits and log how much that is, for example the weights of a
+            detector for other classes. Defaults to False.
 
     Raises:
-        UserError: If keys are missing or unexpected, or shapes differ; if it is a deploy form and
-            the model has blocks, ``partial`` or not.
+        UserError: If keys are missing or unexpected, or shapes differ, and ``partial`` is False;
+            or if the checkpoint is a deploy form and the model has blocks.
     """
 
-    #: Behind hooks that turn the checkpoint into another, before those that copy it.
+    #: After hooks that replace the checkpoint by another, before those that copy it.
     priority = 'HIGH'
 
     def __init__(self, partial: bool = False):
         self.partial = partial
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Give the weights the model's names, and see what is missing."""
+        """Rename the weights to the model's names, and check that none is missing."""
         if runner._resume:
             return
         model = unwrap(runner.model)

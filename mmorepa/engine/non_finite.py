@@ -1,4 +1,4 @@
-"""Stopping where the loss is no number any more, and saying where that began."""
+"""Stopping training when the loss is not finite, and saying where that began."""
 
 from __future__ import annotations
 
@@ -24,44 +24,45 @@ _ADVICE = 'lower the learning rate or clip gradients, and go on from the last ch
 class NonFiniteHook(Hook):
     """Stops training with one line as soon as the loss is infinite or NaN.
 
-    It looks at the loss before the backward pass, while the parameters are still those that gave
-    it. Then the network runs once more on the same batch, watched, and the line names
+    The hook checks the loss before the backward pass, while the parameters are still those that
+    gave the loss. If the loss is not finite, the network runs once more on the same batch and every
+    layer is checked. The line then names the first of these that applies:
 
-    - the first layer, in the order in which layers run, whose kernel is not finite: a parameter,
-      or what an OREPA block generates of finite ones;
-    - else the input, with the files that it comes from;
-    - else the first module whose output is not finite;
-    - else says that the loss alone is not.
+    - the first layer, in the order in which layers run, whose kernel is not finite. This may be a
+      parameter, or the kernel that an OREPA block generates from finite parameters;
+    - the input, with the files that it comes from;
+    - the first module whose output is not finite;
+    - otherwise, only the loss.
 
-    A checkpoint of a network that is not finite is not written, and the one that it would replace
-    is kept. Non-finite gradients alone are no fault: loss scaling makes them on purpose, and skips
-    that step.
+    No checkpoint of a network that is not finite is written, and the one that it would replace is
+    kept. Non-finite gradients alone are not an error, because loss scaling produces them on purpose
+    and skips that step.
 
-    An ordinary step costs one ``isfinite`` of one number. In a distributed run every process looks
-    at its own loss; of a model that FSDP has sharded, which cannot run in one process alone, the
+    An ordinary step costs one ``isfinite`` of one number. In a distributed training every process
+    checks its own loss. A model that FSDP has sharded cannot run in one process alone; for it the
     line names the parameters of this process.
     """
 
-    # Before the checkpoint is written, and that it replaces removed.
+    # Before the checkpoint is written and the one that it replaces is removed.
     priority = 'LOW'
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Watch the loss of this iteration; a copy of the model in between has no hook."""
+        """Check the loss of this iteration; copies of the model made between two have no hook."""
         check = partial(self._check_loss, runner)
         self._handle = unwrap(runner.model).register_forward_hook(check, with_kwargs=True)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Look at the weights if a checkpoint is about to be written."""
+        """Check the weights if a checkpoint is about to be written."""
         self._handle.remove()
         if any(saves_now(hook, self, runner) for hook in runner.hooks):
             self._check_weights(runner)
 
     def after_train_epoch(self, runner) -> None:
-        """Look at the weights."""
+        """Check the weights."""
         self._check_weights(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Refuse to write a network that is not finite, whoever asks for it."""
+        """Refuse to write a network that is not finite, whatever triggered the checkpoint."""
         self._check_weights(runner)
 
     @torch.compiler.disable
@@ -97,10 +98,10 @@ def _stop(runner, message: str) -> None:
 
 
 def _first_fault(model: nn.Module, statistics: bool) -> str:
-    """The first layer that is not finite; of a sharded model, the first parameter."""
+    """The first layer that is not finite; for a sharded model, the first parameter."""
     if not _is_sharded(model):
         return first_fault(unwrap(model), statistics)
-    # A process has pieces of the parameters, of which it can generate no kernel.
+    # A process has only pieces of the parameters and cannot generate kernels from them.
     faulty = (name for name, piece in model.named_parameters() if not is_finite(piece.detach()))
     return next(faulty, '').replace('_fsdp_wrapped_module.', '')
 
@@ -110,14 +111,14 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def _mean(loss: Tensor | list[Tensor]) -> Tensor:
-    """A loss as MMEngine adds it to others."""
+    """The mean of a loss, as MMEngine adds it to the total."""
     if isinstance(loss, Tensor):
         return loss.detach().mean()
     return sum(part.detach().mean() for part in loss)
 
 
 def _explain(model: nn.Module, args: tuple, kwargs: dict, losses: list[str]) -> str:
-    """Where it began, and what to do about it."""
+    """Where the fault began, and what to do about it."""
     if _is_sharded(model):
         if fault := _first_fault(model, statistics=False):
             return f'first parameter that is not finite is {fault}; {_ADVICE}'
@@ -141,18 +142,19 @@ def _explain(model: nn.Module, args: tuple, kwargs: dict, losses: list[str]) -> 
 
 
 class Watch:
-    """One more run of a model, in which every layer is looked at when its turn comes.
+    """Runs a model once more and checks every layer when it runs.
 
     Attributes:
-        kernel (str): The first layer that is not finite, with what of it; empty if all are.
-        output (str): The first module whose output is not finite; empty if all are.
+        kernel (str): The first layer that is not finite and which tensor of it; empty if all
+            layers are finite.
+        output (str): The first module whose output is not finite; empty if all outputs are finite.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.kernel = self.output = ''
         self._names = {module: name for name, module in layers(model) if module is not model}
-        # In training mode the run that failed has spoilt statistics, and read none.
+        # In training mode statistics are not read, and the run that failed has spoilt them.
         self._reads_statistics = {module for module in self._names if not module.training}
 
     def run(self, args: tuple, kwargs: dict) -> None:
@@ -161,16 +163,16 @@ class Watch:
         for module in self._names:
             handles.append(module.register_forward_pre_hook(self._look_at_layer))
             handles.append(module.register_forward_hook(self._look_at_output))
-        # Their statistics would wait for processes that are not here.
+        # Their statistics would wait for the other processes, which do not run the model now.
         synced = [m for m in self.model.modules() if isinstance(m, nn.SyncBatchNorm) and m.training]
         if get_world_size() > 1:
             for norm in synced:
                 norm.eval()
         try:
             with torch.no_grad():
-                # Not the compiled one, in which no hook is called.
+                # Not the compiled forward, which calls no hooks.
                 type(self.model).forward(self.model, *args, **kwargs)
-        except Exception:  # with such numbers anything may fail; what was seen counts
+        except Exception:  # with such numbers anything may fail; what was found until then counts
             pass
         finally:
             for handle in handles:
@@ -186,7 +188,7 @@ class Watch:
             self.kernel = f'{self._names[module]} ({fault})'
 
     def _look_at_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        # A number is a loss.
+        # A tensor without dimensions is a loss.
         tensors = [tensor for tensor in tensors_in(output) if tensor.dim()]
         if not self.output and not all(is_finite(tensor) for tensor in tensors):
             self.output = self._names[module]
@@ -205,7 +207,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _faulty_input(args: tuple, kwargs: dict) -> str:
-    """Which images are not finite, by file where that is known; empty if all are."""
+    """The images that are not finite, by file name if known; empty if all are finite."""
     images = kwargs.get('inputs', args[0] if args else None)
     samples = kwargs.get('data_samples') or []
     faulty = [

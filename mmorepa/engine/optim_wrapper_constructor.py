@@ -1,4 +1,4 @@
-"""The optimizer's rules per layer, in the release's words and MMEngine's."""
+"""The optimizer's rules for each layer: those of MMEngine, and those for the parts of a block."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MMENGINE_KEYS = (
     'dcn_offset_lr_mult',
     'bypass_duplicate',
 )
-#: What MMEngine adds to a dict that a config takes over from another library's config.
+#: A key that MMEngine adds to dicts that a config inherits from another library's config.
 SCOPE = '_scope_'
 #: The kinds of parameters of a block that can have multipliers of their own.
 KINDS = ('stem', 'stem_scale', 'scale')
@@ -42,10 +42,11 @@ KINDS = ('stem', 'stem_scale', 'scale')
 class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's default constructor, with multipliers for the parts of OREPA blocks.
 
-    MMEngine's keys of ``paramwise_cfg`` mean what they mean there: among them, a parameter that a
-    custom key matches follows that key alone. The multipliers added here *compose*: they multiply
-    the rate and the decay that MMEngine's keys have given a parameter. So this trains the stem at
-    a hundredth of the rate, the rest of the backbone at a tenth, and no norm layer decays::
+    MMEngine's keys of ``paramwise_cfg`` keep their meaning. In particular, a parameter that a
+    custom key matches follows that key only. The multipliers added here *compose*: they multiply
+    the learning rate and the decay that MMEngine's keys gave a parameter. This config trains the
+    stem at a hundredth of the learning rate and the rest of the backbone at a tenth, without decay
+    of norm layers::
 
         paramwise_cfg=dict(
             norm_decay_mult=0,
@@ -54,43 +55,43 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         )
 
     Args:
-        optim_wrapper_cfg (dict): See MMEngine.
+        optim_wrapper_cfg (dict): The config of the optimizer wrapper, see MMEngine.
         paramwise_cfg (dict, optional): MMEngine's keys, and
 
             - ``stem`` (dict): ``lr_mult`` and ``decay_mult`` of all parameters of deep linear
               stems, the blocks with kernels of 7 x 7 and larger.
-            - ``stem_scale`` (dict): Those of the scales in there; what it leaves out is as in
-              ``stem``.
-            - ``scale`` (dict): Those of the scales of all other blocks.
-            - ``patterns`` (dict[str, dict]): Those of the parameters whose whole name matches,
-              ``*`` standing for anything: ``'*.conv1.kernel.*.scale'``. Of several patterns that
-              match, and of ``stem`` and the like, all count.
-            - ``norm_bias_lr_mult`` (float): Times the base rate is the rate of norm layers'
-              biases, which ``bias_lr_mult`` spares.
-            - ``kernel_decay`` (bool): Let weight decay pull on the equivalent kernels of blocks
-              instead of on their branches' weights and scales, see
+            - ``stem_scale`` (dict): The multipliers of the scales in these stems. A multiplier
+              that is not given is taken from ``stem``.
+            - ``scale`` (dict): The multipliers of the scales of all other blocks.
+            - ``patterns`` (dict[str, dict]): The multipliers of all parameters whose whole name
+              matches, where ``*`` stands for any characters: ``'*.conv1.kernel.*.scale'``. All
+              patterns that match a parameter count, in addition to ``stem`` and the others.
+            - ``norm_bias_lr_mult`` (float): Multiplies the base learning rate for the biases of
+              norm layers, which ``bias_lr_mult`` does not change.
+            - ``kernel_decay`` (bool): Apply weight decay to the equivalent kernels of blocks
+              instead of to their branches' weights and scales, see
               :mod:`mmorepa.convs.blocks.kernel_penalty`. A block's decay is the largest that one of
               these would have had. Defaults to False.
 
     The released recipe is ``dict(bias_lr_mult=2, norm_bias_lr_mult=2, bias_decay_mult=0,
-    norm_decay_mult=0)``: every bias at twice the rate. The scales are no norm and no bias, and do
-    decay.
+    norm_decay_mult=0)``, which trains every bias at twice the learning rate. Scales are neither
+    norms nor biases, so they do decay.
 
-    Every multiplier is logged with the number of parameters it changed, and for each of these the
-    rate and decay in the end. Learning rate schedules that multiply keep the ratios between
-    groups; an absolute ``eta_min`` lets them drift together, ``eta_min_ratio`` does not.
+    Every multiplier is logged with the number of parameters that it changed, and each of these with
+    its final learning rate and decay. Schedules that multiply the learning rate keep the ratios
+    between groups. An absolute ``eta_min`` does not keep them; use ``eta_min_ratio``.
 
     Raises:
-        UserError: If a key or a field does not exist, a multiplier is no number from zero on, the
-            optimizer config lacks the ``lr`` or ``weight_decay`` to be multiplied, or
+        UserError: If a key or a field does not exist, a multiplier is not a number of at least
+            zero, the optimizer config lacks the ``lr`` or ``weight_decay`` to be multiplied, or
             ``kernel_decay`` finds no block or a fused optimizer.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimizer of a model, and wrap it.
+        """Build the optimizer of a model and its wrapper.
 
-        Where blocks are in mode ``'squeezed'``, the wrapper's step is that of
-        :class:`mmorepa.SqueezedTraining`, whatever its ``type``.
+        If blocks are in mode ``'squeezed'``, the wrapper gets the step of
+        :class:`mmorepa.SqueezedTraining`, whatever its ``type`` is.
         """
         self._kernel_decays: list[tuple[ReparamConv2d, float]] = []
         with trained_through_branches(model):
@@ -127,7 +128,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'weight_decay={self.base_wd}: give it one, or leave kernel_decay out'
             )
         if self.optimizer_cfg.get('fused'):
-            # It takes the loss scale of AMP out of the gradients by itself, after the term.
+            # A fused optimizer unscales AMP's gradients itself, after the term was added.
             raise UserError('paramwise_cfg: kernel_decay wants an optimizer without fused=True')
 
     def _validate_fields(self, rule: str, fields: dict) -> None:
@@ -161,7 +162,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Append a group for each parameter of ``module`` to ``params``, in place."""
         before = len(params)
         super().add_params(params, module, prefix=prefix, **kwargs)
-        # MMEngine calls this again for each child; the whole model is seen once.
+        # MMEngine calls this again for each child; only the first call is for the whole model.
         if not prefix:
             self._raise_norm_biases(params[before:], module)
             self._multiply(params[before:], module)
@@ -214,7 +215,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             print_log(f'paramwise_options -- {name}: {", ".join(values)}', logger='current')
 
     def _move_decay(self, groups: list[dict], model: nn.Module) -> None:
-        """Take the decay of blocks from their parameters, for their kernels."""
+        """Set the decay of the parameters of blocks to zero and keep it for their kernels."""
         blocks = decaying_blocks(model)
         if not blocks:
             raise UserError(
@@ -236,7 +237,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def kinds_of(model: nn.Module) -> dict[int, str]:
-    """The parameters of a model that have a kind of their own.
+    """The parameters of a model that are of one of :data:`KINDS`.
 
     Args:
         model (nn.Module): Any model.

@@ -1,4 +1,4 @@
-"""Keeping libraries from logging more than is wanted."""
+"""Keeping libraries from logging too much."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmengine.logging import MMLogger
 
 @contextmanager
 def logging_at(level: int, *loggers: logging.Logger) -> Iterator[None]:
-    """While the block runs, loggers pass on what is of this level and above.
+    """A context in which loggers pass on only messages of this level and above.
 
     Args:
-        level (int): Of Python's ``logging``.
-        loggers (logging.Logger): Which; they get their own levels back.
+        level (int): A level of Python's ``logging``.
+        loggers (logging.Logger): The loggers. Their own levels are restored afterwards.
     """
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -28,5 +28,5 @@ def logging_at(level: int, *loggers: logging.Logger) -> Iterator[None]:
 
 
 def quiet_mmengine(level: int = logging.ERROR):
-    """:func:`logging_at` for MMEngine's logger, which names every parameter otherwise."""
+    """:func:`logging_at` for MMEngine's logger, which otherwise logs every parameter."""
     return logging_at(level, MMLogger.get_current_instance())

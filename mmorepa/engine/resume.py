@@ -1,7 +1,8 @@
-"""Which checkpoint a training goes on from, after it was stopped at any moment.
+"""Finding the checkpoint to resume from, after training was stopped at any moment.
 
-MMEngine writes a checkpoint to its final name, then that name to the file ``last_checkpoint``. A
-process that is killed in between leaves a torn file, or a name that is out of date or empty.
+MMEngine writes a checkpoint to its final name and then that name to the file ``last_checkpoint``. A
+process that is killed in between leaves a torn checkpoint, or a ``last_checkpoint`` that is out of
+date or empty.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from mmengine.config import Config
 from ..checkpoints import load_checkpoint
 from ..errors import UserError
 
-#: Where MMEngine notes the checkpoint that it wrote last.
+#: The file in which MMEngine notes the checkpoint that it wrote last.
 LAST = 'last_checkpoint'
 
 
 def prepare_resume(cfg: Config, resume: bool | str) -> list[str]:
-    """Set in a config what makes MMEngine's Runner go on where a training stopped.
+    """Change a config so that MMEngine's Runner resumes a training.
 
-    These are ``resume``, ``load_from`` and the checkpoint's seed: MMEngine takes that up only
-    after the order of the data has been drawn.
+    This sets ``resume``, ``load_from`` and the checkpoint's seed. The seed is set here because
+    MMEngine reads it only after the order of the data has been drawn.
 
     Args:
         cfg (Config): Changed in place.
-        resume (bool | str): True for the newest whole checkpoint of the work dir; if there is
-            none, training begins, from ``load_from`` where the config has it. A path for that
-            file.
+        resume (bool | str): A path resumes from that file. True resumes from the newest whole
+            checkpoint of the work dir; if there is none, training begins, from ``load_from`` if
+            the config has it.
 
     Returns:
-        list[str]: What to tell the user, a line each.
+        list[str]: Messages for the user, one line each.
 
     Raises:
         UserError: If there is no file at the path, or it is torn.
@@ -58,23 +59,24 @@ def prepare_resume(cfg: Config, resume: bool | str) -> list[str]:
 
 
 def find_latest_checkpoint(cfg: Config) -> tuple[Path | None, dict[Path, str]]:
-    """The newest whole one among the checkpoints that a config's training has written.
+    """The newest whole checkpoint of a config's training.
 
-    The one that ``last_checkpoint`` names comes first, and before it those that were written
-    later and have a higher number; the rest follow by age. So neither an older training in the
-    same folder nor a copied folder, in which all files are of one age, leads astray.
+    Checkpoints are tried in this order: those that were written after the one that
+    ``last_checkpoint`` names and have a higher number, that one itself, and the rest by age. So
+    neither an older training in the same folder misleads, nor a copied folder, in which all files
+    have the same age.
 
     Args:
         cfg (Config): With ``work_dir``; ``default_hooks.checkpoint`` may have another
             ``out_dir`` and ``filename_tmpl``.
 
     Returns:
-        tuple: The file, None if there is none; and by torn file that is newer, what is wrong
-        with it.
+        tuple: The file, or None if there is none; and for each newer torn file, what is wrong with
+        it.
     """
     hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
     work_dir = Path(cfg.work_dir)
-    # As MMEngine's hook puts it.
+    # The folder that MMEngine's hook uses.
     folder = Path(hook['out_dir'], work_dir.resolve().name) if hook.get('out_dir') else work_dir
     templates = (
         [hook['filename_tmpl']] if 'filename_tmpl' in hook else ['epoch_{}.pth', 'iter_{}.pth']
@@ -95,12 +97,12 @@ def find_latest_checkpoint(cfg: Config) -> tuple[Path | None, dict[Path, str]]:
 
 
 def why_torn(path: Path) -> str:
-    """What is wrong with a checkpoint file that was not written to the end; empty if it is whole.
+    """Why a checkpoint file is torn, that is, not written to the end; empty if it is whole.
 
-    Every checksum in it is compared. Nothing is unpickled.
+    Every checksum in the file is compared. Nothing is unpickled.
     """
     if path.is_dir() or _is_legacy(path):
-        # DeepSpeed's folders, and files of torch before 1.6, have no checksums.
+        # DeepSpeed's folders and files written by torch before 1.6 have no checksums.
         return ''
     try:
         with zipfile.ZipFile(path) as archive:
@@ -130,7 +132,7 @@ def _numbers(folder: Path, templates: list[str]) -> dict[Path, int]:
 
 
 def _named_last(work_dir: Path, files: list[Path]) -> Path | None:
-    """The one among the files that ``last_checkpoint`` names, wherever the folder lies now."""
+    """The file that ``last_checkpoint`` names, even if the folder was moved since."""
     try:
         name = (work_dir / LAST).read_text().strip()
     except (OSError, UnicodeDecodeError):

@@ -27,20 +27,20 @@ def load_config(
     cfg_options: dict | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Read a config file and apply what the command line says.
+    """Read a config file and apply the options of the command line.
 
     Args:
         path (str | os.PathLike): The config.
-        work_dir (str | os.PathLike, optional): Where logs and checkpoints go. By default what
-            the config says, else ``work_dirs/<name of the config>``.
-        cfg_options (dict, optional): Fields to change, dotted keys.
+        work_dir (str | os.PathLike, optional): The folder for logs and checkpoints. Defaults to
+            that of the config, or else to ``work_dirs/<name of the config>``.
+        cfg_options (dict, optional): Fields to change, by dotted keys.
         launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Returns:
         Config: Ready for the Runner.
 
     Raises:
-        UserError: If there is no such file, or it is no config.
+        UserError: If there is no such file, or it is not a config.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +50,7 @@ def load_config(
     try:
         cfg = Config.fromfile(path)
     except ImportError as error:
-        # MMEngine wraps what a custom import says, twice.
+        # MMEngine wraps the error of a custom import twice.
         while error.__cause__ or error.__context__:
             error = error.__cause__ or error.__context__
         raise UserError(f'{path} imports what cannot be imported: {error}') from None
@@ -79,13 +79,13 @@ def train(
 ) -> nn.Module:
     """Train the model of a config.
 
-    What is drawn at random depends on the seed and the place in the training alone, so that a
-    training that was stopped and resumed equals one that was not.
+    Random numbers depend only on the seed and the position in the training, so a training that was
+    stopped and resumed equals one that was not.
 
     Args:
         cfg (Config): From :func:`load_config`.
-        resume (bool | str): True goes on from the newest whole checkpoint in the work dir, if
-            there is one; a path goes on from that file.
+        resume (bool | str): True resumes from the newest whole checkpoint in the work dir, if there
+            is one; a path resumes from that file.
         amp (bool): Train under automatic mixed precision.
         auto_scale_lr (bool): Scale the learning rate with the real batch size.
         validate (bool): False leaves out the evaluation during training.
@@ -96,8 +96,8 @@ def train(
         nn.Module: The trained model.
 
     Raises:
-        UserError: If the config lacks what an option needs, or the checkpoint to go on from
-            does not exist or is torn.
+        UserError: If the config lacks a field that an option needs, or the checkpoint to resume
+            from does not exist or is torn.
     """
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -134,11 +134,11 @@ def train(
 
 
 def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
-    """Evaluate a checkpoint in training, squeezed or deploy form; the form is found out.
+    """Evaluate a checkpoint in training, squeezed or deploy form; the form is detected.
 
     Args:
-        cfg (Config): From :func:`load_config`, the config the checkpoint was trained with or
-            the one written beside a converted checkpoint.
+        cfg (Config): From :func:`load_config`: the config that the checkpoint was trained with, or
+            the one that was written beside a converted checkpoint.
         checkpoint (str | os.PathLike): The file.
 
     Returns:
@@ -152,12 +152,12 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
     runner = build_runner(cfg)
     form = load_any_form(unwrap(runner.model), state_dict, str(checkpoint))
     print_log(f'{checkpoint} is in {form} form', logger='current')
-    # mmseg's metrics are numpy's numbers.
+    # mmseg's metrics are NumPy numbers.
     return {name: float(value) for name, value in runner.test().items()}
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The Runner of a config; in several processes and with AMP it works without a GPU too."""
+    """Build the Runner of a config; several processes and AMP also work without a GPU."""
     cpu_processes.prepare(cfg)
     cpu_amp.prepare(cfg)
     sharding.prepare(cfg)

@@ -1,7 +1,8 @@
-"""Random numbers that depend on where training is, not on how it came there.
+"""Random numbers that depend on the position in the training, not on how it got there.
 
-So a resumed training draws what the uninterrupted one draws: order of the data, augmentation in
-any number of worker processes, dropout. MMEngine restores the order of the data alone.
+A resumed training therefore draws the same numbers as an uninterrupted one, for the order of the
+data, augmentation in any number of worker processes, and dropout. MMEngine by itself restores only
+the order of the data.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from torch.utils.data import BatchSampler, Sampler
 
 from .custom_hooks import is_of_type
 
-#: Streams of random numbers that have nothing to do with each other.
+#: Independent streams of random numbers.
 EPOCH, ITERATION, SAMPLE = range(3)
 
 
 def seed_everything(seed: int, *place: int) -> None:
-    """Seed Python, NumPy and torch with a number for each place in a training.
+    """Seed Python, NumPy and torch for a position in a training.
 
     Args:
-        seed (int): Of the training.
-        place (int): The stream and where in it.
+        seed (int): The training's seed.
+        place (int): The stream and the position in it.
     """
     words = np.random.SeedSequence(seed, spawn_key=place).generate_state(4)
     number = int(words[:2].view(np.uint64)[0])
@@ -40,7 +41,7 @@ def seed_everything(seed: int, *place: int) -> None:
 
 @HOOKS.register_module()
 class IterSeedHook(Hook):
-    """Seeds the training process by the epoch and by the iteration, before anybody draws."""
+    """Seeds the training process before each epoch and each iteration."""
 
     priority = 'HIGHEST'
 
@@ -58,16 +59,16 @@ class IterSeedHook(Hook):
 
 @DATA_SAMPLERS.register_module()
 class SeededBatchSampler(Sampler):
-    """Another batch sampler's batches, each sample with a seed for its augmentation.
+    """Passes on another batch sampler's batches and gives each sample a seed for its augmentation.
 
-    The seed goes along with the indices, so that it does not matter which process loads them.
+    The seed travels with the indices, so it does not matter which process loads them.
 
     Args:
-        sampler (Sampler): Gives the indices.
-        batch_size (int): Samples a batch.
+        sampler (Sampler): Yields the indices.
+        batch_size (int): The number of samples in a batch.
         drop_last (bool): Leave out a last batch that is not full. Defaults to False.
-        batch_sampler (dict, optional): Config of the one that makes the batches. By default
-            torch's.
+        batch_sampler (dict, optional): The config of the batch sampler that makes the batches.
+            Defaults to torch's.
     """
 
     def __init__(
@@ -85,9 +86,9 @@ class SeededBatchSampler(Sampler):
             )
         self.sampler = sampler
         self.batch_size = batch_size
-        # What the Runner seeded this process with, when it was built.
+        # The seed that the Runner gave this process when it was built.
         self.seed = torch.initial_seed()
-        #: The pass over the data that begins next.
+        #: The number of the next pass over the data.
         self.epoch = 0
 
     def __iter__(self) -> Iterator[SeededBatch]:
@@ -101,12 +102,12 @@ class SeededBatchSampler(Sampler):
 
 
 class SeededBatch:
-    """The indices of a batch. Whoever goes through them, to load each, is seeded before each.
+    """The indices of a batch. Iterating over them seeds the process before each index.
 
     Args:
-        indices (Sequence): What the dataset is asked for.
-        seed (int): Of the training.
-        place (tuple[int, ...]): Of this batch in it.
+        indices (Sequence): The indices into the dataset.
+        seed (int): The training's seed.
+        place (tuple[int, ...]): The position of this batch in the training.
     """
 
     def __init__(self, indices: Sequence, seed: int, place: tuple[int, ...]):
@@ -124,7 +125,7 @@ class SeededBatch:
 
 
 def seed_samples(cfg: Config) -> None:
-    """Put the batch sampler around that of a config's training data.
+    """Put a :class:`SeededBatchSampler` around the batch sampler of a config's training data.
 
     Args:
         cfg (Config): Changed in place.

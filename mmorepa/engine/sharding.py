@@ -1,4 +1,4 @@
-"""FSDP that can be resumed, and that works on a CPU too."""
+"""FSDP that can be resumed, and that also works on a CPU."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from mmengine.config import Config
 from mmengine.registry import STRATEGIES
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-#: What is in the state of an optimizer itself.
+#: The keys of an optimizer's own state.
 OPTIMIZER = ('state', 'param_groups')
 
 
 @STRATEGIES.register_module()
 class ResumableFSDPStrategy(FSDPStrategy):
-    """MMEngine's strategy, which cannot load an optimizer's state with torch from 2.1 on.
+    """MMEngine's FSDP strategy, changed so that it can load an optimizer's state.
 
-    With ``state_dict_cfg='full'`` it writes a checkpoint like any other.
+    With torch 2.1 and newer MMEngine's own cannot. With ``state_dict_cfg='full'`` this strategy
+    writes ordinary checkpoints.
     """
 
     def optim_state_dict(self) -> dict:
-        """As in MMEngine, with what an optimizer wrapper has beside it, such as a loss scale."""
+        """As in MMEngine, and the rest of the optimizer wrapper's state, such as a loss scale."""
         beside = _beside(self.optim_wrapper.state_dict())
         return {**super().optim_state_dict(), **beside}
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """As in MMEngine, but with arguments by name: torch has changed their order."""
+        """As in MMEngine, but with arguments by name, because torch has changed their order."""
         beside = _beside(state_dict)
         state_dict = FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model,
@@ -40,7 +41,7 @@ def _beside(state_dict: dict) -> dict:
 
 
 def prepare(cfg: Config) -> None:
-    """Put the strategy above in the place of MMEngine's, and onto the CPU where there is no GPU.
+    """Replace MMEngine's FSDP strategy by the one above, on the CPU if there is no GPU.
 
     Args:
         cfg (Config): Changed in place.
@@ -54,7 +55,7 @@ def prepare(cfg: Config) -> None:
     wrapper = dict(type='MMFullyShardedDataParallel', device_id='cpu')
     strategy['model_wrapper'] = wrapper | (strategy.get('model_wrapper') or {})
     if strategy.get('state_dict_cfg') == 'full':
-        # MMEngine's own moves tensors to the CPU, where torch 2.5 frees what is there already.
+        # MMEngine's setting moves tensors to the CPU. Torch 2.5 frees those that are there already.
         strategy['state_dict_cfg'] = dict(
             state_dict_type='FULL_STATE_DICT',
             state_dict_config=dict(type='FullStateDictConfig'),

@@ -21,29 +21,29 @@ from ..errors import UserError
 
 
 class SqueezedStepMixin:
-    """Goes before a class of optimizer wrappers: its step is that of squeezed training.
+    """Gives a class of optimizer wrappers the step of squeezed training.
 
-    Gradients are pulled back before they are unscaled and clipped, and kernels are generated after
-    the optimizer's step, skipped or not.
+    The mixin goes before that class in the bases. Gradients are pulled back before they are
+    unscaled and clipped. Kernels are generated after the optimizer's step, even if AMP skipped it.
 
     Attributes:
-        training (SqueezedTraining): What does so.
+        training (SqueezedTraining): Pulls the gradients back and generates the kernels.
     """
 
     training: SqueezedTraining
 
     def step(self, **kwargs) -> None:
-        """Pull gradients back; the wrapper's own step; generate the kernels."""
+        """Pull gradients back, do the wrapper's own step, generate the kernels."""
         self.training.pull_back()
         super().step(**kwargs)
         self.training.generate()
 
     def zero_grad(self, **kwargs) -> None:
-        """Drop all gradients, those of kernels too."""
+        """Drop all gradients, also those of the kernels."""
         self.training.zero_grad(**kwargs)
 
     def _clip_grad(self) -> None:
-        # MMEngine's own leaves out what does not require grad, as the branches do.
+        # MMEngine's method leaves out parameters that do not require grad, such as the branches.
         if self.clip_func is nn.utils.clip_grad_norm_:
             norm = self.training.clip_grad_norm_(**self.clip_grad_kwargs)
         else:
@@ -57,7 +57,7 @@ class SqueezedStepMixin:
         """Share the blocks out among the processes, see :class:`mmorepa.SqueezedTraining`."""
         self.training.shard = True
         if isinstance(self, AmpOptimWrapper):
-            # One process must not step what another one leaves out.
+            # All processes must agree on whether the step is skipped.
             before = self.loss_scaler
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
             self.loss_scaler = ShardedGradScaler(device, enabled=before.is_enabled())
@@ -72,9 +72,9 @@ def squeezed_blocks(model: nn.Module) -> list[GeneratedConv2d]:
 
 @contextlib.contextmanager
 def trained_through_branches(model: nn.Module) -> Iterator[None]:
-    """Let the branches of squeezed blocks require grad, not the kernels, as an optimizer sees it.
+    """A context in which the branches of squeezed blocks require grad and their kernels do not.
 
-    So rules for parameters treat them as in online mode.
+    In it, rules for parameters treat the blocks as in online mode.
     """
     blocks = {block: block.weight.requires_grad for block in squeezed_blocks(model)}
     for block, trained in blocks.items():
@@ -89,14 +89,17 @@ def trained_through_branches(model: nn.Module) -> Iterator[None]:
 
 
 def squeeze_step(wrapper: OptimWrapper, model: nn.Module) -> OptimWrapper:
-    """Let an optimizer wrapper train a model whose blocks are in mode ``'squeezed'``.
+    """Make an optimizer wrapper able to train a model whose blocks are in mode ``'squeezed'``.
 
     Args:
-        wrapper (OptimWrapper): Of any class; it becomes one of a subclass.
-        model (nn.Module): What the Runner has, wrapped or not.
+        wrapper (OptimWrapper): A wrapper of any class. Its class is replaced by a subclass.
+        model (nn.Module): The Runner's model, wrapped or not.
+
+    Returns:
+        OptimWrapper: The same object.
 
     Raises:
-        UserError: If parameters are spread over the processes (FSDP).
+        UserError: If FSDP has sharded the parameters.
     """
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise UserError(
@@ -111,17 +114,18 @@ def squeeze_step(wrapper: OptimWrapper, model: nn.Module) -> OptimWrapper:
 
 @HOOKS.register_module()
 class SqueezedTrainingHook(Hook):
-    """Shares the branches out among the processes, and brings them together for checkpoints.
+    """Shares the blocks out among the processes, and brings their branches together again.
 
-    It does nothing in a single process, and where no block is in mode ``'squeezed'``. Without it
-    every process steps all branches, which is right and takes longer.
+    With blocks shared out, each process updates the branches of its own blocks only. The hook does
+    nothing in a single process, or if no block is in mode ``'squeezed'``. Without the hook every
+    process updates all branches: the result is the same, but a step takes longer.
 
-    Branches are brought up to date in all processes before a checkpoint is written, before each
-    validation and after training, those of a moving average too. The checkpoint is that of a
-    training that was not shared out.
+    The branches of all blocks, and those of a moving average, are brought up to date in all
+    processes before a checkpoint is written, before each validation and after training. The
+    checkpoint is the same as without sharing out.
 
     Args:
-        shard (bool): False lets every process step all branches. Defaults to True.
+        shard (bool): False makes every process update all branches. Defaults to True.
     """
 
     # After the moving average is updated, before the checkpoint is written.
@@ -131,7 +135,7 @@ class SqueezedTrainingHook(Hook):
         self.shard = shard
 
     def before_train(self, runner) -> None:
-        """Begin to share out."""
+        """Share the blocks out."""
         training = training_of(runner)
         if self.shard and training is not None and get_world_size() > 1:
             runner.optim_wrapper.shard()
@@ -157,14 +161,14 @@ class SqueezedTrainingHook(Hook):
 
 
 def training_of(runner) -> SqueezedTraining | None:
-    """The squeezed training of a Runner, if it does that."""
+    """The :class:`SqueezedTraining` of a Runner, or None."""
     return getattr(getattr(runner, 'optim_wrapper', None), 'training', None)
 
 
 def consolidate(runner) -> None:
-    """Bring the branches of a Runner's model, and of its moving averages, up to date.
+    """Bring the branches of a Runner's model and of its moving averages up to date.
 
-    All processes call it. Where nothing is shared out, nothing is done.
+    All processes must call this. If nothing is shared out, it does nothing.
     """
     training = training_of(runner)
     if training is not None:
@@ -173,7 +177,7 @@ def consolidate(runner) -> None:
 
 
 def saves_now(hook: Hook, own: Hook, runner) -> bool:
-    """Whether a hook writes a checkpoint after this iteration; ``own`` is the one that asks."""
+    """Whether ``hook`` writes a checkpoint after this iteration; ``own`` is the calling hook."""
     return (
         isinstance(hook, CheckpointHook)
         and not hook.by_epoch

@@ -10,10 +10,10 @@ from .normed import ConvBranch, MakeNorm, NormedConv2d
 
 
 class ACNetConv2d(NormedConv2d):
-    """k x k; 1 x k; k x 1. A BatchNorm behind each.
+    """The sum of a k x k, a 1 x k and a k x 1 convolution, each followed by a BatchNorm.
 
-    For the arguments see :class:`mmorepa.convs.blocks.normed.NormedConv2d`; kernels are 3 x 3 or 5
-    x 5.
+    For the arguments see :class:`mmorepa.convs.blocks.normed.NormedConv2d`. Kernels are 3 x 3 or
+    5 x 5.
 
     Example:
         >>> block = ACNetConv2d(4, 8, 3, padding=1)

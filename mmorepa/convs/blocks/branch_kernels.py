@@ -1,15 +1,15 @@
-"""The kernels of a block's branches, side by side, and how alike they are.
+"""The kernels of a block's branches, and how alike they are.
 
-A block's kernel is the sum of its branches' kernels W_b. All that is said here of them follows from
-their inner products, the Gram matrix <W_b, W_c>:
+A block's kernel W is the sum of its branches' kernels W_b. Everything here is computed from their
+inner products, the Gram matrix <W_b, W_c>:
 
-- the cosine of two branches, <W_b, W_c> / (|W_b| |W_c|): 1 for kernels that differ in size alone,
-  0 for kernels that have nothing in common.
-- the similarity of a block's branches, the mean of that over all pairs. The lower, the more diverse
-  the branches; the paper's figure of branch-level similarity.
-- the share of a branch, <W_b, W> / |W|^2 with the sum W: the shares of a block add up to one.
+- the cosine of two branches, <W_b, W_c> / (|W_b| |W_c|). It is 1 for kernels that differ only in
+  size, and 0 for orthogonal kernels.
+- the similarity of a block's branches: the mean cosine over all pairs. The lower it is, the more
+  diverse are the branches. It is the paper's figure of branch-level similarity.
+- the share of a branch, <W_b, W> / |W|^2. The shares of a block add up to one.
 
-A branch of zero length, as the frequency prior before training, has no cosines.
+A branch of zero length, such as the frequency prior before training, has no cosines.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .normed import NormedBranch, NormedConv2d
 
 
 class Sum(NamedTuple):
-    """Branches that are added up, and where.
+    """Branches that are added up, and where they are.
 
     Attributes:
-        name (str): The block's name in the model; with the layer's number behind it in a deep
-            linear stem.
+        name (str): The block's name in the model. In a deep linear stem the number of the layer
+            follows.
         kind (str): ``'stem'`` in a deep linear stem, else the kernel's size as ``'3x3'``.
-        branches (dict[str, Branch | NormedBranch]): By name.
+        branches (dict[str, Branch | NormedBranch]): The branches by name.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Sum(NamedTuple):
 
 
 def named_blocks(model: nn.Module, name: str = '') -> Iterator[tuple[str, ReparamConv2d]]:
-    """The blocks of a model, by name; those inside of others are left out."""
+    """The blocks of a model by name, without blocks inside other blocks."""
     if isinstance(model, ReparamConv2d):
         yield name, model
         return
@@ -58,7 +58,7 @@ def branch_sums(model: nn.Module) -> list[Sum]:
     """All sums of branches that have names, in the model's order.
 
     These are OREPA blocks, each layer of a deep linear stem, and the blocks with BatchNorms inside.
-    An OREPA block inside of such a block is a sum of its own.
+    An OREPA block inside such a block is a separate sum.
 
     Args:
         model (nn.Module): Any module with blocks in training form.
@@ -87,15 +87,16 @@ def kind_of(block: ReparamConv2d) -> str:
 
 
 def branch_kernel(branch: Branch | NormedBranch, with_scale: bool = True) -> Tensor:
-    """The kernel that a branch amounts to, (O, I/g, k, k).
+    """The equivalent kernel of a branch, (O, I/g, k, k).
 
     Args:
-        branch (Branch | NormedBranch): Of an OREPA block, or of one with BatchNorms inside.
+        branch (Branch | NormedBranch): A branch of an OREPA block, or of a block with BatchNorms
+            inside.
         with_scale (bool): False leaves out the scaling layer, or the BatchNorm at the end, which
-            in eval mode scales each output channel as well. Defaults to True.
+            in eval mode scales each output channel too. Defaults to True.
 
     Returns:
-        Tensor: Float32 at least, with a graph where gradients are on.
+        Tensor: The kernel in float32 at least, with a graph if gradients are enabled.
     """
     if not with_scale:
         branch = _without_scale(branch)
@@ -117,7 +118,7 @@ def gram_matrix(branches: dict[str, Branch | NormedBranch], with_scale: bool = T
     """The inner products of the branches' kernels, (B, B), on their device.
 
     Args:
-        branches (dict[str, Branch | NormedBranch]): B of them, of one shape.
+        branches (dict[str, Branch | NormedBranch]): B branches of the same shape.
         with_scale (bool): See :func:`branch_kernel`.
     """
     kernels = [branch_kernel(branch, with_scale).flatten() for branch in branches.values()]
@@ -128,10 +129,10 @@ def gram_matrix(branches: dict[str, Branch | NormedBranch], with_scale: bool = T
 
 @dataclass(frozen=True)
 class BranchGram:
-    """What the inner products of the branches of a sum say.
+    """Statistics of the branches of a sum, computed from their inner products.
 
     Attributes:
-        names (tuple[str, ...]): Of the B branches.
+        names (tuple[str, ...]): The names of the B branches.
         gram (list[list[float]]): Their inner products, (B, B).
     """
 
@@ -145,12 +146,12 @@ class BranchGram:
 
     @property
     def kernel_norm(self) -> float:
-        """That of the sum of all."""
+        """The Frobenius norm of the sum of all kernels."""
         return math.sqrt(max(sum(map(sum, self.gram)), 0.0))
 
     @property
     def cosines(self) -> list[list[float]]:
-        """The cosine of each pair, (B, B); NaN beside a branch of zero length."""
+        """The cosine of each pair, (B, B); NaN for pairs with a branch of zero length."""
         norms = self.norms
         return [
             [value / (a * b) if a and b else math.nan for value, b in zip(row, norms)]
@@ -159,7 +160,7 @@ class BranchGram:
 
     @property
     def shares(self) -> list[float]:
-        """The share of each branch in the sum; they add up to one. NaN where the sum is zero."""
+        """The share of each branch in the sum; they add up to one. NaN if the sum is zero."""
         total = sum(map(sum, self.gram))
         return [sum(row) / total if total else math.nan for row in self.gram]
 
@@ -181,11 +182,11 @@ class BranchGram:
 
     @property
     def magnitude(self) -> float:
-        """As :attr:`similarity`, but of the cosines' magnitudes."""
+        """The mean magnitude of the cosines in :attr:`pairs`; NaN if there is none."""
         cosines = list(map(abs, self.pairs.values()))
         return sum(cosines) / len(cosines) if cosines else math.nan
 
 
 def measure(branches: dict[str, Branch | NormedBranch], with_scale: bool = True) -> BranchGram:
-    """Compare the branches of a sum; arguments as of :func:`gram_matrix`."""
+    """Compare the branches of a sum. The arguments are those of :func:`gram_matrix`."""
     return BranchGram(tuple(branches), gram_matrix(branches, with_scale).tolist())

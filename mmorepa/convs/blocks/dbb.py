@@ -10,12 +10,13 @@ from .normed import AverageBranch, ConvBranch, MakeNorm, NormedConv2d, Pointwise
 
 
 class DBBConv2d(NormedConv2d):
-    """k x k; 1x1; 1x1, then average; 1x1, then k x k. A BatchNorm behind every convolution.
+    """The sum of four branches: k x k; 1x1; 1x1, then average; 1x1, then k x k.
 
-    A depthwise block has no 1x1 branch, an average alone, and twice the channels between the 1x1
-    and the k x k convolution, as its authors have it. For the arguments see
-    :class:`mmorepa.convs.blocks.normed.NormedConv2d`; kernels are 3 x 3 or 5 x 5, others stay
-    plain, as in the release.
+    There is a BatchNorm behind every convolution and behind the average. As in the authors' code, a
+    depthwise block has no 1x1 branch, no 1x1 convolution before the average, and twice the channels
+    between the 1x1 and the k x k convolution. For the arguments see
+    :class:`mmorepa.convs.blocks.normed.NormedConv2d`. Kernels are 3 x 3 or 5 x 5; convolutions of
+    other sizes stay plain, as in the release.
 
     Example:
         >>> block = DBBConv2d(4, 8, 3, padding=1)

@@ -1,9 +1,9 @@
 """ExpandNet's linear expansion of a convolution.
 
 Guo, Alvarez, Salzmann, "ExpandNets: Linear Over-parameterization to Train Compact Convolutional
-Networks", NeurIPS 2020, sec. 3.1: a k x k convolution trains as a 1x1, a k x k and a 1x1 one, wider
-inside, with nothing but linear layers between. There the three run over the feature map; here their
-kernels are composed first, as in an OREPA block.
+Networks", NeurIPS 2020, sec. 3.1: a k x k convolution trains as a 1x1, a k x k and a 1x1
+convolution in a row, with more channels between them and no nonlinearity. In the paper the three
+run over the feature map. Here their kernels are composed first, as in an OREPA block.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class LinearExpansion(nn.Module):
     """1x1 (I to r I), k x k (r I to r O), 1x1 (r O to O), composed into one kernel.
 
     Args:
-        in_channels (int): I.
-        out_channels (int): O.
-        kernel_size (int): k.
-        groups (int): g, of all three.
-        rate (int): r.
+        in_channels (int): The number of input channels, I.
+        out_channels (int): The number of output channels, O.
+        kernel_size (int): The kernel size, k.
+        groups (int): The number of groups of all three, g.
+        rate (int): The expansion rate, r.
     """
 
     names = ('first', 'middle', 'last')
@@ -58,8 +58,8 @@ class LinearExpansion(nn.Module):
     def imitate(self, kernel: Tensor) -> None:
         """Set the parameters so that :meth:`forward` gives ``kernel``, (O, I/g, k, k).
 
-        The 1x1 parts become orthogonal, so that rounding takes nothing away, and the k x k part is
-        what they leave to it.
+        The 1x1 kernels become orthogonal, so that little is lost to rounding. The k x k kernel is
+        then computed from ``kernel`` and these two.
         """
         out_channels, width, *_ = kernel.shape
         out_width = out_channels // self.groups
@@ -75,17 +75,18 @@ class LinearExpansion(nn.Module):
 class ExpandConv2d(GeneratedConv2d):
     """A convolution that trains as ExpandNet's linear expansion of it.
 
-    It takes the arguments of ``nn.Conv2d``; for those not listed see
+    It takes the arguments of ``nn.Conv2d``. For those not listed see
     :class:`mmorepa.convs.reparam.ReparamConv2d`. Put one BatchNorm behind it.
 
     Args:
-        kernel_size (int | tuple[int, int]): From 3 on; ExpandNets leave 1x1 convolutions alone.
+        kernel_size (int | tuple[int, int]): The kernel size, at least 3. ExpandNets leave 1x1
+            convolutions alone.
         bias (bool): Whether to add a learnable bias, starting at zero. Defaults to True.
         rate (int): The expansion rate r, at least 1. Defaults to 4, as in the paper.
         mode (str): See :class:`mmorepa.convs.generated.GeneratedConv2d`.
 
     Raises:
-        UserError: As :class:`mmorepa.convs.reparam.ReparamConv2d` has it, and for a rate below one.
+        UserError: As for :class:`mmorepa.convs.reparam.ReparamConv2d`, and if ``rate`` is below 1.
 
     Example:
         >>> conv = ExpandConv2d(4, 8, 3, padding=1, bias=False)

@@ -1,19 +1,19 @@
-"""Gradient tweaking: what the branches of a block would make of the gradient of its kernel.
+"""Gradient tweaking: the effect of a block's branches on the gradient of its kernel.
 
 Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, sec. 3.1,
-train a plain network with gradients multiplied by constants that stand for the branches of RepVGG.
-Here are the constants of OREPA's branches.
+train a plain network with gradients that are multiplied by constants in place of the branches of
+RepVGG. This module has the constants of OREPA's branches.
 
-One step of gradient descent at the rate lr on all parameters of a block moves its kernel ``W``, to
-first order, by ``-lr J J^T dW``, where ``dW`` is the gradient of the kernel and ``J`` the Jacobian
-of the kernel with respect to the parameters. For linear branches under constant scales,
-``W = sum of s_b L_b(p_b)``, this is all there is: ``J J^T = sum of s_b^2 L_b L_b^T`` is constant,
-and as momentum and weight decay are linear too, the steps of the kernel are exactly those of the
-branches. Where parameters multiply each other, ``J J^T`` depends on them. Its expectation over
-their initial values, which are independent and have mean zero, is taken in its place. It acts on
-the k^2 taps of a kernel alone, never across channels, and has a closed form.
+One step of gradient descent with the learning rate lr on all parameters of a block moves its kernel
+``W``, to first order, by ``-lr J J^T dW``. Here ``dW`` is the gradient of the kernel and ``J`` the
+Jacobian of the kernel with respect to the parameters. For linear branches with constant scales,
+``W = sum of s_b L_b(p_b)``, the matrix ``J J^T = sum of s_b^2 L_b L_b^T`` is constant. Momentum and
+weight decay are linear too, so the steps of the kernel are then exactly those of the branches.
+Where parameters multiply each other, ``J J^T`` depends on them. Its expectation over their initial
+values, which are independent and have mean zero, is used instead. The expectation acts only on the
+k^2 taps of a kernel, never across channels, and has a closed form.
 
-Everything here is (1, k^2, k^2), the same for all output channels, or (O, k^2, k^2), in float64.
+All matrices are (1, k^2, k^2), the same for all output channels, or (O, k^2, k^2), in float64.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from ..orepa.branches import Branch
 
 
 class Moments(NamedTuple):
-    """What a fresh kernel is like, in expectation over its initial values.
+    """Moments of a fresh kernel, in expectation over its initial values.
 
     Attributes:
-        covariance (Tensor): ``E[W W^T]`` over the taps of one pair of channels; different pairs
-            are not correlated.
-        mobility (Tensor): ``E[J J^T]``, what a gradient is multiplied with.
+        covariance (Tensor): ``E[W W^T]`` over the taps of one pair of channels. Different pairs are
+            not correlated.
+        mobility (Tensor): ``E[J J^T]``, the matrix by which a gradient is multiplied.
     """
 
     covariance: Tensor
@@ -48,16 +48,16 @@ class Moments(NamedTuple):
 
 
 def multiplier(block: OREPAConv2d, train_scales: bool = True) -> Tensor:
-    """The constant that the gradient of a kernel is multiplied with, ``E[J J^T]``.
+    """The constant by which the gradient of a kernel is multiplied, ``E[J J^T]``.
 
     It depends on the geometry, the choice of branches, their initial scales and the slope of the
-    initial values; not on the values drawn.
+    initial values, but not on the values drawn.
 
     Args:
         block (OREPAConv2d): A fresh block.
-        train_scales (bool): Whether the scales count as parameters. Each adds the covariance of
-            its branch; it is the only thing that the frequency prior, whose scale starts at zero,
-            contributes. Defaults to True.
+        train_scales (bool): Whether the scales count as parameters. Each scale adds the covariance
+            of its branch. For the frequency prior, whose scale starts at zero, this is the whole
+            contribution. Defaults to True.
 
     Returns:
         Tensor: (1, k^2, k^2) or (O, k^2, k^2), symmetric, float64.
@@ -81,30 +81,30 @@ def tweak(grad: Tensor, multiplier: Tensor) -> Tensor:
         multiplier (Tensor): (1, k^2, k^2) or (O, k^2, k^2), symmetric.
 
     Returns:
-        Tensor: As ``grad``.
+        Tensor: The tweaked gradient, with the shape of ``grad``.
     """
     if multiplier.shape[1] == 1:
         return grad * multiplier[:, :, :, None]
     if len(multiplier) == 1:
-        # One product for all channels rather than one for each.
+        # One product for all channels instead of one for each.
         return (grad.flatten(2) @ multiplier[0]).view(grad.shape)
     return torch.bmm(grad.flatten(2), multiplier).view(grad.shape)
 
 
 def compose(current: Tensor, following: Tensor, out_channels: int, groups: int = 1) -> Tensor:
-    """The moments of :func:`mmorepa.convs.kernels.compose_chain`, one layer further.
+    """The moments after one more layer of :func:`mmorepa.convs.kernels.compose_chain`.
 
-    Factors are independent, so that the moment of their product is the product of their moments,
-    summed up over the channels between them.
+    The factors are independent, so the moment of their product is the product of their moments,
+    summed over the channels between them.
 
     Args:
-        current (Tensor): Of the kernel so far, (1 or O, m^2, m^2).
-        following (Tensor): Of the 3x3 kernel that comes next, (1 or O, 9, 9).
-        out_channels (int): O, of both.
-        groups (int): g.
+        current (Tensor): The moments of the kernel so far, (1 or O, m^2, m^2).
+        following (Tensor): The moments of the next 3x3 kernel, (1 or O, 9, 9).
+        out_channels (int): The number of output channels of both, O.
+        groups (int): The number of groups, g.
 
     Returns:
-        Tensor: Of the composition, (1 or O, (m + 2)^2, (m + 2)^2).
+        Tensor: The moments of the composition, (1 or O, (m + 2)^2, (m + 2)^2).
     """
     width = out_channels // groups
     if len(current) == 1:
@@ -112,7 +112,7 @@ def compose(current: Tensor, following: Tensor, out_channels: int, groups: int =
     else:
         current = current.unflatten(0, (groups, width)).sum(1)
     size = math.isqrt(current.shape[1])
-    # Over height and width twice: once for each of the two taps that are multiplied.
+    # Height and width come twice, once for each of the two taps that are multiplied.
     image = F.pad(current.view(-1, *[size] * 4), [2] * 8)
     for dim in range(1, 5):
         image = image.unfold(dim, 3, 1)
@@ -134,7 +134,7 @@ def _of_stem(stem: DeepLinearStem, train_scales: bool) -> Tensor:
     def chain(factors: list[Tensor]) -> Tensor:
         return reduce(lambda a, b: compose(a, b, out_channels, stem.groups), factors)
 
-    # As for the derivative of a product: one layer moves, the others are what they are.
+    # This is the product rule: in each term one layer moves and the others stay as they are.
     fresh = [layer.covariance for layer in layers]
     moves = [[*fresh[:i], layer.mobility, *fresh[i + 1 :]] for i, layer in enumerate(layers)]
     return reduce(torch.add, map(chain, moves))
@@ -156,12 +156,12 @@ def _under_scale(branch: Branch, train_scales: bool) -> Moments:
         return Moments(covariance, mobility)
     square = branch.scale[0].item() ** 2
     moves = square * mobility
-    # The derivative with respect to the scale is the kernel under it.
+    # The derivative with respect to the scale is the kernel that it multiplies.
     return Moments(square * covariance, moves + covariance if train_scales else moves)
 
 
 def _variance(branch: Branch, fan_in: int) -> float:
-    """Of the initial values of a convolution with so many inputs."""
+    """The variance of the initial values of a convolution with this fan-in."""
     return 2 / ((1 + branch.slope**2) * fan_in)
 
 
@@ -179,7 +179,7 @@ def _original(branch: branches.Original) -> Moments:
 
 
 def _spread(branch: branches.Pointwise, pattern: Tensor) -> Moments:
-    """Of a 1x1 kernel that is spread over the taps by a pattern, (1 or O, k^2)."""
+    """The moments of a 1x1 kernel that is spread over the taps by a pattern, (1 or O, k^2)."""
     outer = pattern[:, :, None] * pattern[:, None, :]
     return Moments(_variance(branch, _width(branch)) * outer, outer)
 
@@ -203,7 +203,7 @@ def _pointwise_kxk(branch: branches.PointwiseKxK) -> Moments:
     middle = len(branch.identity)
     inside = middle // branch.groups
     variance = _variance(branch, inside * branch.kernel_size**2)
-    copies = middle // branch.in_channels  # of each input channel, by the fixed identity
+    copies = middle // branch.in_channels  # how often the fixed identity has each input channel
     identity = _identity(branch)
     return Moments(copies * variance * identity, (copies + inside * variance) * identity)
 
@@ -220,7 +220,7 @@ def _separable(branch: branches.Separable) -> Moments:
 def _pointwise_pointwise(branch: branches.PointwisePointwise) -> Moments:
     width, out_width = _width(branch), branch.out_channels // branch.groups
     variance = _variance(branch, width)
-    # The square factor is the identity, and moves as the other one is long.
+    # The square factor starts as the identity. How far it moves depends on the other one's length.
     length = width if out_width > width else out_width
     identity = _identity(branch)
     return Moments(variance * identity, (1 + length * variance) * identity)

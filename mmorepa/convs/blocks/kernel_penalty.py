@@ -1,8 +1,8 @@
-"""Weight decay on what is deployed: L2 of the kernel that a block amounts to.
+"""Weight decay on the kernel that is deployed: the L2 penalty of a block's equivalent kernel.
 
-Plain weight decay pulls on the parameters of each branch, whatever their sum is like. RepVGG's
-"custom L2" (Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, released
-code) pulls on the equivalent kernel instead; it is said there to help accuracy and quantization.
+Plain weight decay acts on the parameters of each branch, whatever their sum is. RepVGG's "custom
+L2" (Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, released code) acts on
+the equivalent kernel instead. It is said there to help accuracy and quantization.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .normed import ConvBranch, NormedBranch, NormedConv2d
 
 
 def decays_as_a_kernel(module: nn.Module) -> bool:
-    """Whether it has an equivalent kernel that is not a parameter itself."""
+    """Whether ``module`` has an equivalent kernel that is not a parameter itself."""
     return isinstance(module, (GeneratedConv2d, NormedConv2d))
 
 
 def kernel_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that the kernel of a block, or of a branch, is made of.
+    """The parameters that the kernel of a block or branch is computed from.
 
-    All, the scales included, but those of BatchNorms and the bias; nor the leaf of squeezed mode,
-    which is the kernel itself.
+    These are all parameters, including the scales, except those of BatchNorms, the bias, and the
+    leaf of squeezed mode, which is the kernel itself.
     """
     return [
         parameter
@@ -43,25 +43,27 @@ def kernel_parameters(module: nn.Module) -> list[nn.Parameter]:
 def kernel_penalty(block: ReparamConv2d) -> Tensor:
     """The L2 penalty on the equivalent kernel of a block.
 
-    Without BatchNorms inside this is the sum of squares of the kernel ``W``, just what weight decay
-    is to the plain convolution in its place.
+    Without BatchNorms inside, the penalty is the sum of squares of the kernel ``W``. Weight decay
+    of the plain convolution would be the same.
 
-    With BatchNorms inside, branch b amounts to ``t_b B_b``, where ``t_b`` is what the BatchNorm at
-    its end multiplies each output channel with, by its running variance. At each tap it is ::
+    With BatchNorms inside, branch b is equivalent to the kernel ``t_b B_b``. Here ``t_b`` is the
+    factor by which the BatchNorm at its end, with its running variance, multiplies each output
+    channel. At each tap the penalty is ::
 
         (sum of t_b B_b)^2 / (sum of t_b^2)
 
-    over the branches whose kernels reach that tap. All BatchNorms count as constants, and a branch
-    without weights, such as the identity, does not count. The denominator makes it comparable to
-    plain weight decay: with a single branch it is ``B^2``, and for RepVGG's 3x3 and 1x1 it is the
-    released custom L2. With one BatchNorm behind the block the same formula gives ``W^2``.
+    where both sums run over the branches whose kernels reach that tap. The penalties of all taps
+    and channels are added up. All BatchNorms count as constants. Branches without weights, such as
+    the identity, do not count. The denominator makes the penalty comparable to plain weight decay:
+    with a single branch it is ``B^2``, and for RepVGG's 3x3 and 1x1 branches it is the released
+    custom L2. With one BatchNorm behind the block the same formula gives ``W^2``.
 
     Args:
-        block (ReparamConv2d): One of :func:`decays_as_a_kernel`.
+        block (ReparamConv2d): A block for which :func:`decays_as_a_kernel` is True.
 
     Returns:
-        Tensor: A scalar with a graph back to :func:`kernel_parameters`, in squeezed mode to the
-        kernels' leaves. Half of it times the weight decay is the term of the loss.
+        Tensor: A scalar with a graph back to :func:`kernel_parameters`, or in squeezed mode to the
+        leaves of the kernels. The term of the loss is half of it times the weight decay.
     """
     if not block.takes_norm:
         kernel = block.weight if isinstance(block, GeneratedConv2d) else block.merged()[0]
@@ -73,18 +75,18 @@ def kernel_penalty(block: ReparamConv2d) -> Tensor:
             reach = reach + kernels.scale(_taps(branch), square)
             kernel, _ = _without_last_norm(branch).merged()
             total = total + kernels.scale(kernel.to(square.dtype), _gain(branch.norm))
-    # Where all gains are zero, so are the kernels.
+    # If all gains are zero, the kernels are zero too.
     return (total.square() / reach.clamp_min(torch.finfo(reach.dtype).tiny)).sum()
 
 
 @torch.no_grad()
 def _gain(norm: _BatchNorm) -> Tensor:
-    """What a BatchNorm multiplies each channel with in eval mode, (O,)."""
+    """The factor by which a BatchNorm multiplies each channel in eval mode, (O,)."""
     return norm.weight * (norm.running_var + norm.eps).rsqrt()
 
 
 def _taps(branch: NormedBranch) -> Tensor:
-    """One for each tap that the kernel of a branch reaches, zero for the others: (O, 1, k, k)."""
+    """Ones at the taps that the kernel of a branch reaches, zeros at the others: (O, 1, k, k)."""
     full = (branch.kernel_size, branch.kernel_size)
     size = branch.size if isinstance(branch, ConvBranch) else full
     ones = branch.norm.weight.new_ones(branch.out_channels, 1, *size)
@@ -92,9 +94,9 @@ def _taps(branch: NormedBranch) -> Tensor:
 
 
 def _without_last_norm(branch: NormedBranch) -> NormedBranch:
-    """The branch as it is before its last BatchNorm, with those further inside as constants.
+    """A copy of a branch without its last BatchNorm, in which inner BatchNorms are constants.
 
-    It shares the branch's parameters.
+    The copy shares the branch's parameters.
     """
     bare = copy.copy(branch)
     bare._modules = dict(branch._modules, norm=nn.Identity())

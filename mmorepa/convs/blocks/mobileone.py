@@ -1,7 +1,8 @@
 """The over-parameterised branches of MobileOne.
 
 Vasu, Gabriel, Zhu, Tuzel, Ranjan, "MobileOne: An Improved One millisecond Mobile Backbone", CVPR
-2023, fig. 3. There a block is a depthwise and a pointwise convolution in turn; this is either.
+2023, fig. 3. In the paper a block is a depthwise convolution followed by a pointwise one. The block
+here stands for either of them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from .normed import ConvBranch, IdentityBranch, MakeNorm, NormedConv2d, keeps_sh
 
 
 class MobileOneConv2d(NormedConv2d):
-    """The same convolution several times; 1x1; identity where it fits. A BatchNorm behind each.
+    """The sum of several k x k convolutions, a 1x1 convolution and an identity.
 
-    Kernels of 1 x 1 have no second kind of 1x1 branch. For the other arguments see
+    Each branch ends in a BatchNorm. The identity exists only if the block keeps the shape of its
+    input, and the extra 1x1 convolution only if k > 1. For the other arguments see
     :class:`mmorepa.convs.blocks.normed.NormedConv2d`.
 
     Args:
-        copies (int): How often there is the convolution, at least once. Defaults to 4, as in
+        copies (int): The number of k x k convolutions, at least 1. Defaults to 4, as in
             MobileOne-S0.
 
     Raises:

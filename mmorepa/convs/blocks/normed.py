@@ -1,7 +1,7 @@
-"""Blocks whose branches end in a BatchNorm each, and the branches they are made of.
+"""Blocks whose branches each end in a BatchNorm, and these branches.
 
-Such a block takes the place of a convolution *and* of the BatchNorm behind it. In training every
-branch runs over the feature map; what it amounts to in eval mode is one convolution with a bias.
+Such a block replaces a convolution *and* the BatchNorm behind it. In training every branch runs
+over the feature map. In eval mode the block is equivalent to one convolution with a bias.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from ..conv2d import conv2d
 from ..orepa.block import OREPAConv2d
 from ..reparam import ReparamConv2d, geometry
 
-#: Makes the norm for so many channels.
+#: A function that makes a norm for a number of channels.
 MakeNorm = Callable[[int], nn.Module]
 
 
 class NormedConv2d(ReparamConv2d):
-    """The sum of its branches, which are its children. Subclasses add them.
+    """The sum of its branches, which are its children. Subclasses add the branches.
 
-    ``weight`` and ``bias`` are those of the one convolution that it amounts to in eval mode.
+    ``weight`` and ``bias`` are those of the single convolution that is equivalent to its eval mode.
 
     Args:
-        norm (Callable, optional): Makes a branch's BatchNorm out of its number of channels. None
-            leaves the BatchNorms out; then one belongs behind the block, as behind a convolution
-            (the "without branch-wise norm" of the OREPA paper, table 1).
-        args: As of :class:`mmorepa.convs.reparam.ReparamConv2d`; ``kwargs`` likewise.
-        options: The block's own.
+        norm (Callable, optional): Makes a branch's BatchNorm from its number of channels. None
+            leaves the BatchNorms out. Then put one behind the block, as behind a convolution. This
+            is "without branch-wise norm" in the OREPA paper, table 1.
+        options: Options of the block.
+
+    For the other arguments see :class:`mmorepa.convs.reparam.ReparamConv2d`.
     """
 
     options = ('branch_norm',)
@@ -61,8 +62,8 @@ class NormedConv2d(ReparamConv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
         self.takes_norm = norm is not None
-        # A plain convolution that was loaded, until the BatchNorm behind it is; in a tuple, so that
-        # it is no child.
+        # A plain convolution that was loaded, until the BatchNorm behind it is loaded too. It is in
+        # a tuple so that it does not become a child.
         self._loaded: tuple[nn.Conv2d, ...] = ()
         self.add_branches(norm, **options)
 
@@ -76,7 +77,7 @@ class NormedConv2d(ReparamConv2d):
 
     @property
     def bias(self) -> Tensor | None:
-        """What comes with :attr:`weight`, (O,); None without BatchNorms inside."""
+        """The bias that belongs to :attr:`weight`, (O,); None without BatchNorms inside."""
         self.settle()
         if type(self) is nn.Conv2d:
             return self._parameters['bias']
@@ -84,7 +85,7 @@ class NormedConv2d(ReparamConv2d):
         return bias if bias is None else bias.to(next(self.parameters()).dtype)
 
     def add_branches(self, norm: MakeNorm | None, **options) -> None:
-        """Add the branches as children, the one that is a plain convolution first."""
+        """Add the branches as children. The first must be the plain convolution."""
         raise NotImplementedError
 
     @classmethod
@@ -95,10 +96,10 @@ class NormedConv2d(ReparamConv2d):
         branch_norm: bool = True,
         **options,
     ) -> bool:
-        """As in :class:`mmorepa.convs.reparam.ReparamConv2d`.
+        """See :meth:`mmorepa.convs.reparam.ReparamConv2d.accepts`.
 
-        There has to be a BatchNorm to take in, affine and with running statistics; without
-        ``branch_norm``, there must be no bias.
+        There must be a BatchNorm to take in, affine and with running statistics. If ``branch_norm``
+        is False, the convolution must have no bias.
         """
         if branch_norm:
             fits = norm is not None and norm.affine and norm.track_running_stats
@@ -114,13 +115,13 @@ class NormedConv2d(ReparamConv2d):
         branch_norm: bool = True,
         **options,
     ):
-        """As in :class:`mmorepa.convs.reparam.ReparamConv2d`.
+        """See :meth:`mmorepa.convs.reparam.ReparamConv2d.from_conv`.
 
         Args:
-            conv (nn.Conv2d): See there.
-            norm (_BatchNorm, optional): See there.
+            conv (nn.Conv2d): The convolution to replace.
+            norm (_BatchNorm, optional): The BatchNorm behind ``conv``.
             branch_norm (bool): False leaves the BatchNorms out. Defaults to True.
-            options: The block's own.
+            options: Options of the block.
         """
         make = like(norm) if branch_norm else None
         return cls(**geometry(conv), norm=make, **options).to(conv.weight.device, conv.weight.dtype)
@@ -144,10 +145,11 @@ class NormedConv2d(ReparamConv2d):
 
     @torch.no_grad()
     def imitate(self, conv: nn.Conv2d, norm: _BatchNorm | None = None) -> None:
-        """Compute what ``conv`` and ``norm`` compute, in training mode too.
+        """Set the parameters so that the block computes what ``conv`` and ``norm`` compute.
 
-        The first branch takes their place; the BatchNorms at the end of the others start at zero.
-        Without BatchNorms the other branches keep their values, and the first makes up for them.
+        This holds in training mode too. The first branch takes over their values, and the
+        BatchNorms at the end of the other branches start at zero. Without BatchNorms the other
+        branches keep their values, and their kernels are subtracted from that of the first.
         """
         first, *others = self.children()
         if not self.takes_norm:
@@ -165,7 +167,10 @@ class NormedConv2d(ReparamConv2d):
             first.norm.running_mean -= conv.bias
 
     def start_from(self, weight: Tensor, bias: Tensor | None, prefix: str = '') -> None:
-        """As in :class:`mmorepa.convs.reparam.ReparamConv2d`; a BatchNorm inside is waited for."""
+        """See :meth:`mmorepa.convs.reparam.ReparamConv2d.start_from`.
+
+        A block with BatchNorms inside waits until the BatchNorm behind it is loaded.
+        """
         if self.takes_norm:
             self._loaded = (self.plain(weight, bias),)
         else:
@@ -179,12 +184,12 @@ class NormedConv2d(ReparamConv2d):
             )
 
     def take_loaded(self, absorbed: AbsorbedNorm, tensors: dict[str, Tensor], prefix: str) -> None:
-        """Imitate the plain convolution that was loaded, with the BatchNorm behind it.
+        """Imitate the plain convolution that was loaded, together with the BatchNorm behind it.
 
         Args:
-            absorbed (AbsorbedNorm): What stands behind the block.
-            tensors (dict[str, Tensor]): The BatchNorm's, by name.
-            prefix (str): Its name in the state dict, for messages.
+            absorbed (AbsorbedNorm): The module behind the block.
+            tensors (dict[str, Tensor]): The tensors of the BatchNorm by name.
+            prefix (str): The BatchNorm's name in the state dict, for messages.
 
         Raises:
             UserError: If tensors are missing, as in a deploy form.
@@ -202,12 +207,16 @@ class NormedConv2d(ReparamConv2d):
     def split(self, absorbed: AbsorbedNorm) -> _BatchNorm:
         """Become a convolution without bias, and return the BatchNorm that belongs behind it.
 
-        In eval mode both amount to this block. The outputs of the branches have known means, so the
-        running mean is exact; their variances are added up as if they did not depend on each
-        other, so the running variance is an estimate. Training goes on from there.
+        In eval mode the two together are equivalent to this block. The running mean is exact,
+        because the means of the branches' outputs are known. The running variance is an estimate,
+        because the variances of the branches are added up as if these were independent. Training
+        can go on from there.
 
         Args:
-            absorbed (AbsorbedNorm): What stands behind the block.
+            absorbed (AbsorbedNorm): The module behind the block.
+
+        Returns:
+            _BatchNorm: The BatchNorm that belongs behind the convolution.
         """
         kernel, bias = copy.deepcopy(self).double().merged()
         last = [branch.norm for branch in self.children()]
@@ -224,13 +233,13 @@ class NormedConv2d(ReparamConv2d):
 
 
 class AbsorbedNorm(nn.Identity):
-    """Stands where a BatchNorm was that the block in front of it has taken in.
+    """Replaces a BatchNorm that the block in front of it has taken in.
 
-    To a tool that folds BatchNorms by their tensors it is one that changes nothing.
+    To a tool that folds BatchNorms by their tensors, it is a BatchNorm that changes nothing.
 
     Args:
-        norm (_BatchNorm): What it was.
-        block (NormedConv2d): What stands in front of it.
+        norm (_BatchNorm): The BatchNorm that was here.
+        block (NormedConv2d): The block in front of it.
     """
 
     eps = 0.0
@@ -239,7 +248,7 @@ class AbsorbedNorm(nn.Identity):
         super().__init__()
         self.num_features = norm.num_features
         self.make = like(norm)
-        # In a tuple, so that it is no child of this one too.
+        # In a tuple, so that the block does not become a child of this module too.
         self._block = (block,)
 
     @property
@@ -273,10 +282,10 @@ class AbsorbedNorm(nn.Identity):
 
 
 class NormedBranch(nn.Module):
-    """A branch of such a block: ``norm`` at the end, and what goes before it.
+    """A branch of such a block, with ``norm`` at its end.
 
     Args:
-        block (ReparamConv2d): Whose geometry it has; not kept.
+        block (ReparamConv2d): The block, whose geometry the branch has. It is not stored.
         norm (Callable, optional): Makes a BatchNorm, see :class:`NormedConv2d`.
     """
 
@@ -292,10 +301,10 @@ class NormedBranch(nn.Module):
         self.norm = norm(self.out_channels) if norm else nn.Identity()
 
     def reset_parameters(self) -> None:
-        """Give the parameters outside of other modules initial values anew."""
+        """Give the branch's own parameters, not those of child modules, new initial values."""
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
-        """As of :class:`mmorepa.convs.reparam.ReparamConv2d`."""
+        """The equivalent kernel and bias, see :meth:`ReparamConv2d.merged`."""
         raise NotImplementedError
 
 
@@ -305,13 +314,13 @@ class ConvBranch(NormedBranch):
     Args:
         size (tuple[int, int], optional): Height and width of the kernel, both odd and at most k.
             Defaults to k x k.
-        args: As of :class:`NormedBranch`.
+        args: Arguments of :class:`NormedBranch`.
     """
 
     def __init__(self, *args, size: tuple[int, int] | None = None):
         super().__init__(*args)
         self.size = size or (self.kernel_size, self.kernel_size)
-        # What is left of the padding of k x k; a crop where that is negative.
+        # The rest of the padding of k x k; a negative number means cropping.
         self.margin = tuple(
             p - d * (self.kernel_size // 2 - side // 2)
             for p, d, side in zip(self.padding, self.dilation, self.size)
@@ -347,8 +356,8 @@ class OREPABranch(ConvBranch):
     """A convolution that trains as an OREPA block, then a norm.
 
     Args:
-        options: Of :class:`mmorepa.OREPAConv2d`.
-        args: As of :class:`NormedBranch`.
+        options: Options of :class:`mmorepa.OREPAConv2d`.
+        args: Arguments of :class:`NormedBranch`.
     """
 
     def __init__(self, *args, **options):
@@ -369,7 +378,7 @@ class OREPABranch(ConvBranch):
         )
 
     def reset_parameters(self) -> None:
-        """Do nothing: the block inside has a method of its own."""
+        """Do nothing, because the block inside has its own ``reset_parameters``."""
 
     def kernel(self) -> Tensor:
         return self.conv.weight
@@ -382,7 +391,7 @@ class OREPABranch(ConvBranch):
 
 
 class IdentityBranch(ConstantsMixin, NormedBranch):
-    """Nothing but a norm; for blocks that keep the shape, see :func:`keeps_shape`."""
+    """Only a norm. It is for blocks that keep the shape of their input, see :func:`keeps_shape`."""
 
     def __init__(self, block: ReparamConv2d, norm: MakeNorm | None):
         super().__init__(block, norm)
@@ -401,7 +410,7 @@ class IdentityBranch(ConstantsMixin, NormedBranch):
 class AverageBranch(ConstantsMixin, NormedBranch):
     """A 1x1 convolution and a norm, then an average over k x k and a norm.
 
-    A depthwise block has the average alone.
+    A depthwise block has only the average and the norm behind it.
     """
 
     def __init__(self, block: ReparamConv2d, norm: MakeNorm | None):
@@ -417,7 +426,7 @@ class AverageBranch(ConstantsMixin, NormedBranch):
             reset_weight(self.weight)
 
     def constants(self) -> dict[str, Tensor]:
-        # Ones rather than their ninths: exact in every dtype.
+        # Ones and not 1/k^2, because ones are exact in every dtype.
         return dict(ones=torch.ones(1, 1, self.kernel_size, self.kernel_size, device='cpu'))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -449,12 +458,13 @@ class AverageBranch(ConstantsMixin, NormedBranch):
 class PointwiseKxKBranch(ConstantsMixin, NormedBranch):
     """A 1x1 convolution and a norm, then a k x k one and a norm.
 
-    With as many channels M inside as go in, the 1x1 kernel is a fixed identity plus a learned
-    residual that starts at zero.
+    If there are as many channels M between the two as input channels, the 1x1 kernel is a fixed
+    identity plus a learned residual that starts at zero.
 
     Args:
-        middle_channels (int): M.
-        block: As of :class:`NormedBranch`; ``norm`` likewise.
+        block (ReparamConv2d): See :class:`NormedBranch`.
+        norm (Callable, optional): See :class:`NormedBranch`.
+        middle_channels (int): The number of channels between the two convolutions, M.
     """
 
     def __init__(self, block: ReparamConv2d, norm: MakeNorm | None, middle_channels: int):
@@ -495,14 +505,14 @@ class PointwiseKxKBranch(ConstantsMixin, NormedBranch):
         weight = self.weight.to(first)
         kernel, bias = kernels.compose_pointwise(first, weight, self.groups), None
         if inner_bias is not None:
-            # What the k x k kernel makes of a constant image.
+            # The output of the k x k kernel for a constant image.
             constant = weight.sum((2, 3)).reshape(self.groups, -1, weight.shape[1])
             bias = (constant @ inner_bias.reshape(self.groups, -1, 1)).flatten()
         return fold(kernel, bias, self.norm)
 
 
 def keeps_shape(block: ReparamConv2d) -> bool:
-    """Whether the output of a block has the shape of its input, so that an identity fits."""
+    """Whether the output of a block has the shape of its input, so that it can have an identity."""
     return (
         block.in_channels == block.out_channels
         and block.stride == (1, 1)
@@ -527,15 +537,15 @@ def reset_weight(weight: nn.Parameter) -> nn.Parameter:
 
 
 def normed_and_padded(norm: nn.Module, x: Tensor, padding: tuple[int, int]) -> Tensor:
-    """``norm(x)``, padded with what ``norm`` makes of zero in eval mode.
+    """``norm(x)``, padded with the output of ``norm`` for zero in eval mode.
 
-    So padding behind the norm equals padding before it, and the branch can be merged (DBB,
-    sec. 3.2). No gradient goes through the padding, as in the released code.
+    Padding behind the norm then equals padding before it, so the branch can be merged (DBB,
+    sec. 3.2). As in the released code, no gradient goes through the padding.
 
     Args:
         norm (nn.Module): A BatchNorm, or the identity.
         x (Tensor): (N, C, H, W).
-        padding (tuple[int, int]): For height and width.
+        padding (tuple[int, int]): The padding of height and width.
 
     Returns:
         Tensor: (N, C, H + 2 * padding[0], W + 2 * padding[1]).
@@ -554,7 +564,7 @@ def normed_and_padded(norm: nn.Module, x: Tensor, padding: tuple[int, int]) -> T
     n, c, height, width = x.shape
     border = border.to(x.dtype).reshape(1, c, 1, 1)
     if torch._C._are_functorch_transforms_active():
-        # vmap does not write into a tensor that is not batched.
+        # vmap cannot write into a tensor that is not batched.
         frame = [left, left, top, top]
         return F.pad(x, frame) + border * F.pad(torch.zeros_like(x), frame, value=1.0)
     framed = border.repeat(n, 1, height + 2 * top, width + 2 * left)
@@ -570,7 +580,7 @@ def fold(kernel: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, 
 
 
 def like(norm: _BatchNorm) -> MakeNorm:
-    """What makes fresh BatchNorms of the same kind."""
+    """A function that makes fresh BatchNorms of the same kind as ``norm``."""
     options = dict(eps=norm.eps, momentum=norm.momentum)
     return partial(_make_norm, type(norm), options, norm.weight.requires_grad)
 

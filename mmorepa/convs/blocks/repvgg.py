@@ -16,17 +16,19 @@ from .normed import (
     keeps_shape,
 )
 
-#: Initial scales of the OREPA block in a RepVGG block, which has no 1x1 branch: the RepVGG block
-#: has one of its own.
+#: Initial scales of the OREPA block in a RepVGG block. It has no 1x1 branch, because the RepVGG
+#: block has one of its own.
 BRANCHES = dict(original=0.25, average=0.25, prior=0.0, pointwise_kxk=0.5, separable=0.5)
-#: ``a`` of its ``kaiming_uniform_``.
+#: ``a`` of the ``kaiming_uniform_`` that this OREPA block starts with.
 SLOPE = 1.0
 
 
 class RepVGGConv2d(NormedConv2d):
-    """3 x 3; 1 x 1; identity where it fits. A BatchNorm behind each.
+    """The sum of a k x k convolution, a 1x1 convolution and an identity.
 
-    For the arguments see :class:`mmorepa.convs.blocks.normed.NormedConv2d`.
+    Each branch ends in a BatchNorm. The identity exists only if the block keeps the shape of its
+    input. Kernels are 3 x 3 or 5 x 5. For the arguments see
+    :class:`mmorepa.convs.blocks.normed.NormedConv2d`.
 
     Example:
         >>> [name for name, _ in RepVGGConv2d(8, 8, 3, padding=1).named_children()]
@@ -52,9 +54,9 @@ class OREPARepVGGConv2d(RepVGGConv2d):
     """The RepVGG block with an OREPA block in place of its 3 x 3 convolution.
 
     Args:
-        options: Of :class:`mmorepa.OREPAConv2d`; ``branches`` defaults to :data:`BRANCHES` and
-            ``slope`` to :data:`SLOPE`.
-        args: As of :class:`RepVGGConv2d`.
+        options: Options of :class:`mmorepa.OREPAConv2d`. ``branches`` defaults to :data:`BRANCHES`
+            and ``slope`` to :data:`SLOPE`.
+        args: Arguments of :class:`RepVGGConv2d`.
 
     Example:
         >>> block = OREPARepVGGConv2d(8, 8, 3, padding=1)

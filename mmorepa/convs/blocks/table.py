@@ -1,4 +1,4 @@
-"""Every block there is, by the name that configs and ``mmorepa.reparameterize`` take."""
+"""The table of all blocks, by the names that configs and ``mmorepa.reparameterize`` accept."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def find_block(block: str | Mapping) -> tuple[type[ReparamConv2d], dict]:
     """The class of a block and its options.
 
     Args:
-        block (str | Mapping): A name of :data:`BLOCKS`, or a mapping with it under ``type`` and
-            options beside it.
+        block (str | Mapping): A name of :data:`BLOCKS`, or a mapping with that name under ``type``
+            and options beside it.
 
     Raises:
         UserError: If there is no such block, or it has no such option.

@@ -1,4 +1,4 @@
-"""A plain convolution that is trained as the branches of an OREPA block would train its kernel."""
+"""A plain convolution that trains approximately as an OREPA block would train its kernel."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from .gradient_tweaking import multiplier, tweak
 class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
     """The squeezed form of an OREPA block, trained with gradient tweaking.
 
-    It starts where the block would start, with the same random numbers, and its ``weight`` is a
-    parameter as in ``nn.Conv2d``: state dicts are those of the plain network. The gradient of the
-    weight is multiplied with a constant that stands for the branches, see
-    :mod:`mmorepa.convs.blocks.gradient_tweaking`. The constant is no part of the state dict; it
-    follows from the arguments. Training costs what a plain convolution costs and a product of the
-    gradient with a k^2 x k^2 matrix.
+    The weight starts where the block's kernel would start, with the same random numbers. It is a
+    parameter as in ``nn.Conv2d``, so state dicts are those of the plain network. The gradient of
+    the weight is multiplied by a constant that stands for the branches, see
+    :mod:`mmorepa.convs.blocks.gradient_tweaking`. The constant is computed from the arguments and
+    not part of the state dict. A training step costs what a plain convolution costs, plus a product
+    of the gradient with a k^2 x k^2 matrix.
 
-    The optimizer's rate, momentum and weight decay act on the weight as they stand. Optimizers
-    that divide by the size of a gradient, such as AdamW, cancel what is common to all taps.
+    The optimizer's learning rate, momentum and weight decay act on the weight as usual. Optimizers
+    that divide by the size of a gradient, such as AdamW, cancel a factor that all taps share.
 
-    It takes the arguments of ``nn.Conv2d``; for those not listed see
+    It takes the arguments of ``nn.Conv2d``. For those not listed see
     :class:`mmorepa.convs.reparam.ReparamConv2d`. Put one BatchNorm behind it.
 
     Args:
-        bias (bool): Whether to add a learnable bias, starting at zero; its gradient is left alone.
-            Defaults to True.
-        branches (Sequence[str] | Mapping[str, float | None], optional): Of the block, see
+        bias (bool): Whether to add a learnable bias, starting at zero. Its gradient is not
+            multiplied. Defaults to True.
+        branches (Sequence[str] | Mapping[str, float | None], optional): The branches of the OREPA
+            block, see :class:`mmorepa.OREPAConv2d`.
+        slope (float, optional): The slope of the OREPA block's initial values, see
             :class:`mmorepa.OREPAConv2d`.
-        slope (float, optional): See there.
-        train_scales (bool): See :func:`mmorepa.convs.blocks.gradient_tweaking.multiplier`. Defaults
-            to True.
+        train_scales (bool): Whether the scales count as parameters, see
+            :func:`mmorepa.convs.blocks.gradient_tweaking.multiplier`. Defaults to True.
 
     Raises:
-        UserError: As :class:`mmorepa.OREPAConv2d` has it.
+        UserError: As for :class:`mmorepa.OREPAConv2d`.
 
     Example:
         >>> conv = TweakedOREPAConv2d(4, 8, 3, padding=1, bias=False)
@@ -72,7 +73,7 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
         # torch.get_default_device() does not know of `with torch.device(...)`.
         device = torch.empty(0).device
         self._block_options = dict(branches=branches, slope=slope)
-        # On the meta device there would be no values to start with.
+        # On the meta device the block would have no initial values.
         with torch.device('cpu'), torch.no_grad():
             block = self._new_block()
             self._multiplier = multiplier(block, train_scales)
@@ -94,12 +95,12 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
         super().reset_parameters()
 
     def constants(self) -> dict[str, Tensor]:
-        # Kept: to make it again would draw random numbers.
+        # The constant is kept, because computing it again would draw random numbers.
         return dict(multiplier=self._multiplier)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options):
-        """As in :class:`ReparamConv2d`; ``norm`` stays where it is."""
+        """See :meth:`ReparamConv2d.from_conv`. ``norm`` stays where it is."""
         block = cls(**geometry(conv), bias=conv.bias is not None, **options)
         return block.to(conv.weight.device, conv.weight.dtype)
 
@@ -117,7 +118,7 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
         return self._conv_forward(x, self.weight, self.bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # The name is nn.Conv2d's: MMEngine's conv-BN evaluation calls it.
+        # nn.Conv2d has a method of this name, which MMEngine's conv-BN evaluation calls.
         if torch.is_grad_enabled() and weight.requires_grad:
             weight = _Tweaked.apply(weight, self.multiplier)
         return conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -128,21 +129,21 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
 
 
 class _Tweaked(torch.autograd.Function):
-    """The identity, whose gradient is tweaked.
+    """The identity with a tweaked gradient.
 
-    A part of the graph rather than a hook on the parameter, which copies of a model, and wrappers
-    that make parameters of their own, would lose.
+    It is a part of the graph and not a hook on the parameter. Copies of a model, and wrappers that
+    make parameters of their own, would lose a hook.
     """
 
     @staticmethod
     def forward(ctx, weight: Tensor, multiplier: Tensor) -> Tensor:
-        # A copy: DDP broadcasts buffers in place between two passes.
+        # A copy is saved because DDP broadcasts buffers in place between two passes.
         ctx.save_for_backward(multiplier.clone())
         return weight.view_as(weight)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (multiplier,) = ctx.saved_tensors
-        # A backward pass may run under autocast; gradients keep their precision all the same.
+        # A backward pass may run under autocast, but gradients must keep their precision.
         with without_autocast(grad.device):
             return tweak(grad, multiplier.to(grad.dtype)), None

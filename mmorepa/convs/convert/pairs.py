@@ -1,4 +1,4 @@
-"""Which BatchNorm stands behind which convolution."""
+"""Finding the BatchNorm behind each convolution."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..reparam import ReparamConv2d
 
 
 class Pair(NamedTuple):
-    """A convolution and what stands behind it, in the module that holds both.
+    """A convolution and the norm behind it, in the module that holds both.
 
     Attributes:
-        parent (nn.Module): Holds both.
-        conv_name (str): The convolution's name there.
-        norm_name (str): The norm's name there.
+        parent (nn.Module): The module that holds both.
+        conv_name (str): The convolution's name in ``parent``.
+        norm_name (str): The norm's name in ``parent``.
     """
 
     parent: nn.Module
@@ -40,15 +40,16 @@ class Pair(NamedTuple):
 def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
     """Each convolution with a norm directly behind it.
 
-    "Behind" is read off the order in which a module holds its children, which is how OpenMMLab,
-    torchvision and timm write theirs. Modules shared between several places are left out, and
-    norms that do more than normalise, such as timm's with an activation inside.
+    A norm counts as behind a convolution if it is the next child of the same module. OpenMMLab,
+    torchvision and timm hold their children in this order. Modules that are shared between several
+    places are left out, and so are norms that do more than normalise, such as timm's with an
+    activation inside.
     """
     parents = Counter(id(child) for module in model.modules() for child in module.children())
     for parent in model.modules():
         if isinstance(parent, ReparamConv2d):
             continue
-        # mmcv's ConvModule holds conv, norm and activation in this order whatever it runs.
+        # mmcv's ConvModule holds conv, norm and activation in this order, whatever order it runs.
         if 'conv norm' not in ' '.join(getattr(parent, 'order', ('conv', 'norm'))):
             continue
         children = list(parent._modules.items())
@@ -63,11 +64,11 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether it is an ``nn.Conv2d`` whose weight is not computed, by weight or spectral norm."""
+    """Whether ``module`` is an exact ``nn.Conv2d`` without weight norm or spectral norm."""
     return type(module) is nn.Conv2d and 'weight' in module._parameters
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether it is a BatchNorm and nothing more."""
+    """Whether ``module`` is a BatchNorm and nothing more."""
     forwards = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
     return isinstance(module, _BatchNorm) and type(module).forward in forwards

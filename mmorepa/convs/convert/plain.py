@@ -1,4 +1,4 @@
-"""What a plain network's state dict is to a model with blocks, see ``ReparamConv2d.take_plain``."""
+"""Loading a plain network's state dict into a model with blocks, which imitate convolutions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ..reparam import ReparamConv2d
 
 
 def imitating(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, ReparamConv2d]:
-    """The blocks by name that imitate a plain convolution when a state dict is loaded.
+    """The blocks that imitate a plain convolution when a state dict is loaded, by name.
 
     Args:
-        model (nn.Module): With blocks in training form.
-        state_dict (Mapping[str, Tensor]): Names as of the model, but for plain convolutions.
+        model (nn.Module): A model with blocks in training form.
+        state_dict (Mapping[str, Tensor]): A state dict with the model's names, in which blocks may
+            be plain convolutions.
     """
     return {
         name: module
@@ -27,7 +28,7 @@ def imitating(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, R
 
 
 def known_names(model: nn.Module) -> set[str]:
-    """All names in a state dict that mean something to a model, its own and plain ones."""
+    """All names that a model understands in a state dict: its own and those of the plain model."""
     names = set(model.state_dict())
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ReparamConv2d):
@@ -38,14 +39,15 @@ def known_names(model: nn.Module) -> set[str]:
 
 
 def wanted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a state dict has to hold, some convolutions of it being plain.
+    """The tensors that a state dict must have if some of its convolutions are plain.
 
     Args:
-        model (nn.Module): With blocks in training form.
-        state_dict (Mapping[str, Tensor]): Tells which convolutions are plain.
+        model (nn.Module): A model with blocks in training form.
+        state_dict (Mapping[str, Tensor]): The state dict. It says which convolutions are plain.
 
     Returns:
-        dict[str, Tensor]: Tensors of the right shapes and dtypes by name, values without meaning.
+        dict[str, Tensor]: Tensors of the right shapes and dtypes by name. Their values have no
+        meaning.
     """
     return dict(_wanted(model, state_dict, ''))
 
@@ -72,14 +74,15 @@ def _wanted(module: nn.Module, state_dict, prefix: str) -> Iterator[tuple[str, T
 
 
 def refuse_folded(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Refuse a deploy form, before anything of it is loaded.
+    """Refuse the state dict of a deploy form before any of it is loaded.
 
     Args:
-        model (nn.Module): With blocks in training form.
-        state_dict (Mapping[str, Tensor]): Names as of the model, but for plain convolutions.
+        model (nn.Module): A model with blocks in training form.
+        state_dict (Mapping[str, Tensor]): A state dict with the model's names, in which blocks may
+            be plain convolutions.
 
     Raises:
-        UserError: If it has a bias, or no BatchNorm, where the plain network has it the other way.
+        UserError: If it has a bias where the plain network has none, or lacks a BatchNorm.
     """
     for name, module in model.named_modules(remove_duplicate=False):
         prefix = _dotted(name)
@@ -94,11 +97,11 @@ def refuse_folded(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def plain_reference(model: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a model with plain convolutions where a state dict has them, and its values.
+    """A copy of a model with the values of a state dict, and plain convolutions where it has them.
 
     Args:
-        model (nn.Module): With blocks in training form.
-        state_dict (Mapping[str, Tensor]): Fits :func:`wanted`.
+        model (nn.Module): A model with blocks in training form.
+        state_dict (Mapping[str, Tensor]): A state dict that fits :func:`wanted`.
     """
     found = imitating(model, state_dict)
     copied = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Putting blocks in the place of a network's plain convolutions."""
+"""Replacing a network's plain convolutions by blocks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..blocks.normed import AbsorbedNorm
 from ..blocks.table import find_block
 from .pairs import conv_norm_pairs, is_batch_norm, is_plain
 
-#: Which convolutions to replace: a regular expression to be found in the dotted name, or a
-#: function of the name and the convolution. None stands for all.
+#: Which convolutions to replace: those whose dotted name contains a match of a regular expression,
+#: or those for which a function of name and convolution returns True. None stands for all.
 Where = str | Callable[[str, nn.Conv2d], bool] | None
 
 
@@ -23,27 +23,28 @@ def reparameterize(
     where: Where = None,
     keep_function: bool = False,
 ) -> nn.Module:
-    """Turn plain convolutions of any torch model into blocks, in place.
+    """Replace plain convolutions of any torch model by blocks, in place.
 
-    Only exact ``nn.Conv2d`` of odd, square kernels with zero padding are replaced, of the sizes
-    that the block is made for; deformable, weight-standardised and other convolutions stay. A
-    block with BatchNorms inside takes the place of a convolution and the BatchNorm behind it, and
-    leaves convolutions alone that have none.
+    A convolution is replaced if it is an exact ``nn.Conv2d`` with zero padding and an odd, square
+    kernel of a size that the block supports. Deformable, weight-standardised and other convolutions
+    stay. A block with BatchNorms inside replaces a convolution together with the BatchNorm behind
+    it, and leaves alone convolutions that have none.
 
     Args:
         model (nn.Module): Any module: timm's, torchvision's, OpenMMLab's, your own.
         block (str | Mapping): A name of :data:`mmorepa.convs.blocks.table.BLOCKS`, or a mapping
-            with it under ``type`` and the block's options beside it.
-        where (str | Callable, optional): See :data:`Where`.
-        keep_function (bool): Start where the model is, so that pretrained weights are kept: the
-            changed model computes what it computed before. Defaults to False, a fresh start.
+            with that name under ``type`` and the block's options beside it.
+        where (str | Callable, optional): Which convolutions to replace, see :data:`Where`. Defaults
+            to all.
+        keep_function (bool): Keep the model's weights, so that the changed model computes what it
+            computed before. Defaults to False, which gives the blocks fresh initial values.
 
     Returns:
-        nn.Module: The model; a block, if ``model`` is itself a convolution.
+        nn.Module: The model, or a block if ``model`` is itself a convolution.
 
     Raises:
-        UserError: If there is no such block, nothing to replace, or a function that a block cannot
-            keep; then the model is as it was.
+        UserError: If there is no such block, if there is nothing to replace, or if a block cannot
+            keep the function. The model is then unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))
@@ -63,7 +64,7 @@ def reparameterize(
 def substitute(
     model: nn.Module, block: str | Mapping, where: Where = None, keep_function: bool = False
 ) -> int:
-    """As :func:`reparameterize`, but returns how many convolutions were replaced, perhaps none."""
+    """Like :func:`reparameterize`, but returns the number of replaced convolutions, perhaps 0."""
     kind, options = find_block(block)
     pairs = {id(pair.conv): pair for pair in conv_norm_pairs(model) if is_batch_norm(pair.norm)}
     blocks = {}
@@ -103,7 +104,7 @@ def _matches(where: Where, name: str, conv: nn.Conv2d) -> bool:
 
 
 def _without_root(where: Where) -> Where:
-    """``where`` for the names in a sequence that holds the model alone."""
+    """``where`` for names in a sequence whose only child is the model."""
     if where is None:
         return None
     return lambda name, conv: _matches(where, name.removeprefix('0').removeprefix('.'), conv)

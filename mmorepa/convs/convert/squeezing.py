@@ -1,9 +1,9 @@
-"""From the training form to the deploy form, and the proof that both are the same function.
+"""Turning the training form into the deploy form, and checking that both are the same function.
 
 A model has three forms. In the *training* form convolutions are OREPA or other blocks. ``squeeze``
-turns each into the plain convolution it amounts to, BatchNorm kept: the *squeezed* form, whose
-state dict is that of the plain network. ``switch_to_deploy`` folds the BatchNorms as well: the
-*deploy* form.
+turns each block into its equivalent plain convolution and keeps the BatchNorms. This is the
+*squeezed* form, whose state dict is that of the plain network. ``switch_to_deploy`` folds the
+BatchNorms as well. This is the *deploy* form.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ..kernels import fold_batch_norm
 from ..reparam import ReparamConv2d
 from .pairs import Pair, conv_norm_pairs
 
-#: Largest relative difference in float32 that passes for equal.
+#: Largest relative difference in float32 that counts as equal.
 TOLERANCE = 1e-4
 
 
 def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
-    """Turn every block in ``model`` into a plain convolution; BatchNorms stay.
+    """Turn every block in ``model`` into a plain convolution, and keep the BatchNorms.
 
-    A block that has taken in the BatchNorm behind it gives one back, such that the function in eval
-    mode is the same; see :meth:`mmorepa.convs.blocks.normed.NormedConv2d.split`. Doing it twice
+    A block that has taken in the BatchNorm behind it gives one back, so that the function in eval
+    mode is the same; see :meth:`mmorepa.convs.blocks.normed.NormedConv2d.split`. Calling this twice
     changes nothing.
 
     Args:
-        model (nn.Module): Any module, a block itself included.
-        inplace (bool): False leaves ``model`` alone and returns a changed copy.
+        model (nn.Module): Any module. It may be a block itself.
+        inplace (bool): False leaves ``model`` unchanged and returns a changed copy.
 
     Returns:
         nn.Module: The squeezed model.
@@ -53,14 +53,14 @@ def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
 def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
     """Squeeze ``model`` and fold every BatchNorm that directly follows a convolution into it.
 
-    "Follows" is read off the order in which a module holds its children, see
-    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`; ``verify`` tells when a model does not keep
-    to it. Modules shared between several places keep their BatchNorm. Folding is done in float64
-    and stored in the model's dtype. Doing it twice changes nothing.
+    The order in which a module holds its children says what follows what, see
+    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. ``verify`` detects a model that runs them
+    in another order. Modules that are shared between several places keep their BatchNorm. Folding
+    is done in float64 and stored in the model's dtype. Calling this twice changes nothing.
 
     Args:
         model (nn.Module): Any module.
-        inplace (bool): False leaves ``model`` alone and returns a changed copy.
+        inplace (bool): False leaves ``model`` unchanged and returns a changed copy.
 
     Returns:
         nn.Module: The model in deploy form.
@@ -76,12 +76,12 @@ def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two models' outputs for the same input lie apart.
+    """The differences between two models' outputs for the same input.
 
     Attributes:
-        max_abs (float): Largest absolute difference of any output number.
+        max_abs (float): The largest absolute difference of any output value.
         relative (float): ``max_abs`` over the largest magnitude of the first model's outputs.
-        argmax (float): Share of positions at which the largest channel is the same, 0 to 1.
+        argmax (float): The share of positions at which the largest channel is the same, 0 to 1.
     """
 
     max_abs: float
@@ -104,7 +104,7 @@ class Agreement:
             raise ValueError(f'outputs of shapes {shapes[0]} and {shapes[1]} do not compare')
         first = [t.double().cpu() for t in first]
         second = [t.double().cpu() for t in second]
-        # torch's max passes NaN on, where Python's may lose it.
+        # torch's max keeps a NaN, which Python's max may lose.
         gaps = torch.stack([(a - b).abs().max() for a, b in zip(first, second)])
         size = torch.stack([a.abs().max() for a in first]).max().item()
         max_abs = gaps.max().item()
@@ -138,18 +138,20 @@ class Agreement:
 def verify(before: nn.Module, after: nn.Module, *args, **kwargs) -> Agreement:
     """Compare two forms of a model on one input, in eval mode.
 
-    Both models are left in the mode, train or eval, in which each module was.
+    Afterwards each module of both models is in the mode, train or eval, in which it was before.
 
     Args:
         before (nn.Module): The training form.
         after (nn.Module): The squeezed or deploy form.
-        args: The input, as the models take it; ``kwargs`` likewise.
+        args: The models' positional arguments.
+        kwargs: The models' keyword arguments.
 
     Returns:
-        Agreement: Over all tensors in the outputs, nested in lists, tuples or dicts or not.
+        Agreement: The differences over all tensors in the outputs, which may be nested in lists,
+        tuples and dicts.
 
     Raises:
-        ValueError: If the outputs differ in number or shape, or hold no tensor.
+        ValueError: If the outputs differ in number or shape, or contain no tensor.
     """
     first = _tensors(_evaluate(before, *args, **kwargs))
     second = _tensors(_evaluate(after, *args, **kwargs))
@@ -177,7 +179,7 @@ def _tensors(output) -> list[Tensor]:
 
 
 def foldable_norms(model: nn.Module) -> Iterator[Pair]:
-    """Each convolution with a BatchNorm that can be folded into it, or that it has taken in."""
+    """The pairs whose BatchNorm can be folded into the convolution, or was taken in by it."""
     for pair in conv_norm_pairs(model):
         if isinstance(pair.norm, AbsorbedNorm) or pair.norm.track_running_stats:
             yield pair

@@ -1,9 +1,9 @@
 """OREPAConv2d: a convolution whose weight is generated (paper, sec. 3.2 and 3.3).
 
-An OREPA block has a single BatchNorm, after the squeezed convolution. So the block without its
-BatchNorm is a convolution, and stands wherever an ``nn.Conv2d`` stands. Its kernel comes from one
-of three shapes, chosen by the kernel size: the 1x1 block, the k x k block (3 <= k < 7), and the
-deep linear stem (k >= 7).
+An OREPA block has a single BatchNorm, after the squeezed convolution. Without this BatchNorm the
+block is a convolution, and can be used wherever an ``nn.Conv2d`` can. The kernel size decides how
+its kernel is made: by the 1x1 block, the k x k block (3 <= k < 7), or the deep linear stem
+(k >= 7).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Branches = Sequence[str] | Mapping[str, float | None] | None
 
 
 class BranchSum(nn.Module):
-    """The k x k and the 1x1 block: the sum of its branches' scaled kernels.
+    """The k x k and the 1x1 block: the sum of the branches' scaled kernels.
 
     Args:
-        in_channels (int): I.
-        out_channels (int): O.
-        kernel_size (int): k, odd.
-        groups (int): g.
+        in_channels (int): The number of input channels, I.
+        out_channels (int): The number of output channels, O.
+        kernel_size (int): The kernel size, k, odd.
+        groups (int): The number of groups, g.
         branches (Sequence[str] | Mapping[str, float | None], optional): See
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
@@ -71,8 +71,9 @@ class BranchSum(nn.Module):
     def imitate(self, kernel: Tensor) -> None:
         """Set the parameters so that :meth:`forward` gives ``kernel``, (O, I/g, k, k).
 
-        The ``original`` branch takes it at scale one and the others start at scale zero; a branch
-        without a scaling layer keeps its values, and the original one makes up for them.
+        The ``original`` branch gets this kernel and scale one, and the others get scale zero. A
+        branch without a scaling layer keeps its values, and its kernel is subtracted from that of
+        the ``original`` branch.
 
         Raises:
             UserError: If there is no original branch.
@@ -90,14 +91,14 @@ class BranchSum(nn.Module):
         self.original.weight.copy_(as_rows(kernel))
 
     def run(self, x: Tensor, stride, padding, dilation, flip: bool = False) -> Tensor:
-        """The block over a feature map, branch by branch.
+        """Run the block over a feature map, branch by branch.
 
         Args:
             x (Tensor): (N, I, H, W).
-            stride (tuple[int, int]): As in ``nn.Conv2d``, like the next two.
-            padding (tuple[int, int]): See above.
-            dilation (tuple[int, int]): See above.
-            flip (bool): Turn every k x k weight by 180 degrees.
+            stride (tuple[int, int]): As in ``nn.Conv2d``.
+            padding (tuple[int, int]): As in ``nn.Conv2d``.
+            dilation (tuple[int, int]): As in ``nn.Conv2d``.
+            flip (bool): Rotate every k x k weight by 180 degrees. Defaults to False.
 
         Returns:
             Tensor: (N, O, H', W').
@@ -105,7 +106,7 @@ class BranchSum(nn.Module):
         outputs = []
         for branch in self.children():
             if branch._forward_pre_hooks:
-                branch()  # old weight norms, and pruning, make the weight anew in a call
+                branch()  # old weight norms and pruning compute the weight in a call
             out = run_branch(branch, x, stride, padding, dilation, flip)
             outputs.append(out if branch.scale is None else out * branch.scale[:, None, None])
         return reduce(torch.add, outputs)
@@ -114,13 +115,13 @@ class BranchSum(nn.Module):
 class DeepLinearStem(nn.Sequential):
     """The deep linear stem: (k - 1)/2 blocks of 3x3, composed into one k x k kernel.
 
-    The first maps I to O channels, the others O to O.
+    The first block maps I to O channels, the others map O to O.
 
     Args:
-        in_channels (int): I.
-        out_channels (int): O.
-        kernel_size (int): k, odd, at least 5.
-        groups (int): g.
+        in_channels (int): The number of input channels, I.
+        out_channels (int): The number of output channels, O.
+        kernel_size (int): The kernel size, k, odd, at least 5.
+        groups (int): The number of groups, g.
         branches (Sequence[str] | Mapping[str, float | None], optional): See
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
@@ -159,12 +160,12 @@ class DeepLinearStem(nn.Sequential):
     def imitate(self, kernel: Tensor) -> None:
         """Set the parameters so that :meth:`forward` gives ``kernel``, (O, I/g, k, k).
 
-        All layers but the last keep their values; the last one is the least solution of the
-        linear equations that are left.
+        All layers except the last keep their values. The last one becomes the smallest solution of
+        the linear equations that remain.
 
         Raises:
-            UserError: If these have no solution, because the channels between the layers are too
-                few, or there is no original branch.
+            UserError: If the equations have no solution, because there are too few channels between
+                the layers, or if there is no original branch.
         """
         *firsts, last = self
         solution = kernels.solve_chain([layer() for layer in firsts], kernel, self.groups)
@@ -178,11 +179,11 @@ class DeepLinearStem(nn.Sequential):
             )
 
     def run(self, x: Tensor, stride, padding, dilation) -> Tensor:
-        """The stem over a feature map, layer by layer and branch by branch.
+        """Run the stem over a feature map, layer by layer and branch by branch.
 
-        Arguments and result as in :meth:`BranchSum.run`. All padding is done before the first
-        layer, so that borders equal those of the composed kernel; all but the first kernel are
-        flipped, for the reason in :func:`kernels.compose_chain`.
+        Arguments and result are those of :meth:`BranchSum.run`. All padding is done before the
+        first layer, so that the borders equal those of the composed kernel. All kernels except the
+        first are flipped; :func:`kernels.compose_chain` says why.
         """
         x = F.pad(x, [padding[1], padding[1], padding[0], padding[0]])
         last = len(self) - 1
@@ -192,34 +193,35 @@ class DeepLinearStem(nn.Sequential):
 
 
 class OREPAConv2d(GeneratedConv2d):
-    """A convolution that trains as an OREPA block and costs a plain one over the feature map.
+    """A convolution that trains as an OREPA block and convolves the feature map only once.
 
-    It takes the arguments of ``nn.Conv2d``; for those not listed see
+    It takes the arguments of ``nn.Conv2d``. For those not listed see
     :class:`mmorepa.convs.reparam.ReparamConv2d`. Put one BatchNorm behind it.
 
     Args:
-        in_channels (int): I.
-        out_channels (int): O.
-        kernel_size (int | tuple[int, int]): k, odd and square. 1: the 1x1 block; 3 and 5: the
-            k x k block; from 7 on: the deep linear stem.
-        bias (bool): Whether to add a learnable bias, starting at zero. Defaults to True, as
-            ``nn.Conv2d`` does; leave it out before a BatchNorm.
-        branches (Sequence[str] | Mapping[str, float | None], optional): Which branches to build,
-            by the names of :data:`mmorepa.convs.orepa.branches.BRANCHES`; of these a block takes
-            the ones of its shape. A mapping gives the initial scale of each as well, None meaning
-            no scaling layer. All with the paper's initial scales by default.
+        in_channels (int): The number of input channels, I.
+        out_channels (int): The number of output channels, O.
+        kernel_size (int | tuple[int, int]): The kernel size, k, odd and square. 1 gives the 1x1
+            block, 3 and 5 give the k x k block, 7 and larger sizes give the deep linear stem.
+        bias (bool): Whether to add a learnable bias, starting at zero. Defaults to True, as in
+            ``nn.Conv2d``. Use False before a BatchNorm.
+        branches (Sequence[str] | Mapping[str, float | None], optional): The branches to build, by
+            the names of :data:`mmorepa.convs.orepa.branches.BRANCHES`. Names that do not fit the
+            kernel size are ignored. A mapping also gives the initial scale of each branch; None
+            leaves out its scaling layer. Defaults to all branches with the paper's initial scales.
         slope (float, optional): ``a`` of the ``kaiming_uniform_`` that the parameters start with.
             Defaults to 1 for the 1x1 block and 0 for the others, as in the release.
         mode (str): ``'online'`` squeezes the branches into one kernel before each convolution, with
-            a graph: right under any training loop. ``'squeezed'`` trains on the kernel as a leaf,
-            and leaves the branches to the optimizer's step, see :class:`mmorepa.SqueezedTraining`:
-            same numbers, and the network that runs is the plain one. ``'offline'`` runs every
-            branch over the feature map, the paper's comparison: same result, many times the cost.
-            State dicts are the same in all three. Defaults to ``'online'``.
+            a graph. It is right under any training loop. ``'squeezed'`` makes the kernel a leaf of
+            the graph, so that the plain network runs, and updates the branches in the optimizer's
+            step, see :class:`mmorepa.SqueezedTraining`. The numbers are the same. ``'offline'``
+            runs every branch over the feature map, as in the paper's comparison, with the same
+            result at many times the cost. State dicts are the same in all three modes. Defaults to
+            ``'online'``.
 
     Raises:
-        UserError: As :class:`mmorepa.convs.reparam.ReparamConv2d` has it, and for branches that do
-            not exist or leave nothing.
+        UserError: As for :class:`mmorepa.convs.reparam.ReparamConv2d`, and if a branch does not
+            exist or no branch fits the kernel size.
 
     Example:
         >>> conv = OREPAConv2d(16, 32, 3, stride=2, padding=1, bias=False)
@@ -256,13 +258,13 @@ def choose_branches(kernel_size: int, branches: Branches) -> dict[str, float | N
     """The branches to build for a kernel size, in the order of the table, with initial scales.
 
     Args:
-        kernel_size (int): k.
-        branches (Sequence[str] | Mapping[str, float | None], optional): The user's choice. By
-            default the paper's.
+        kernel_size (int): The kernel size, k.
+        branches (Sequence[str] | Mapping[str, float | None], optional): The user's choice. Defaults
+            to the paper's branches.
 
     Returns:
-        dict[str, float | None]: Initial scale by name; None for no scaling layer. A branch that is
-        not the paper's starts at scale 1, unless the choice gives another.
+        dict[str, float | None]: The initial scale of each branch by name, None for no scaling
+        layer. A branch that is not the paper's starts at scale 1, unless a mapping gives another.
 
     Raises:
         UserError: If a name does not exist, or no branch fits the kernel size.
@@ -289,12 +291,15 @@ def choose_branches(kernel_size: int, branches: Branches) -> dict[str, float | N
 
 
 def run_branch(branch: Branch, x: Tensor, stride, padding, dilation, flip: bool) -> Tensor:
-    """One branch over a feature map, without its scale; arguments as in :meth:`BranchSum.run`."""
+    """Run one branch over a feature map, without its scale.
+
+    The other arguments are those of :meth:`BranchSum.run`.
+    """
     reach = branch.kernel_size // 2
-    # As a number: to torch.jit.trace a comparison of lengths is a tensor.
+    # int(), because for torch.jit.trace a comparison of lengths is a tensor.
     is_spatial = [int(weight.shape[-1]) == branch.kernel_size for weight, _ in branch.factors()]
     if not any(is_spatial):
-        # The centre of the k x k window: a crop where the padding is smaller than the window.
+        # Use the centre of the k x k window. This crops if the padding is smaller than the window.
         h, w = (p - d * reach for p, d in zip(padding, dilation))
         x = F.pad(x, [w, w, h, h])
         padding = (0, 0)

@@ -1,13 +1,12 @@
 """The branches of an OREPA block (paper, sec. 3.3): one small module each, addressed by name.
 
-A branch states three things: its parameters, the :meth:`~Branch.formula` of the kernel that it
-amounts to, and the :meth:`~Branch.factors`, the convolutions that it is over a feature map, which
-are the multi-branch network of the paper's offline comparison. Nothing else is needed for any mode.
-:mod:`mmorepa.convs.orepa.fast` may know a quicker way to add the formula up and to take a gradient
-back through it.
+A branch defines three things: its parameters; the :meth:`~Branch.formula` of its equivalent kernel;
+and its :meth:`~Branch.factors`, the convolutions over a feature map that it is equal to, which the
+paper's offline comparison runs. No mode needs more. :mod:`mmorepa.convs.orepa.fast` may have a
+quicker way to add up the formula and to compute the gradient of its parameters.
 
-Notation of formulas: a convolution of g groups is g convolutions beside each other, ``s`` counts
-them. Each has u output channels and w input channels, and t = k^2 taps. The kernel is (s, u, t, w).
+Notation of formulas: a convolution of g groups is g convolutions beside each other, counted by
+``s``. Each has u output channels, w input channels and t = k^2 taps. The kernel is (s, u, t, w).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ KXK = dict(original=0.25, average=0.25, prior=0.0, pointwise_kxk=0.5, pointwise=
 #: Initial scales of the 1x1 block.
 POINTWISE = dict(original=1.0, pointwise_pointwise=0.5)
 
-#: Filters a channel in the depthwise part of the separable branch.
+#: The number of filters for each channel in the depthwise part of the separable branch.
 SEPARABLE_MULTIPLIER = 8
 
 
@@ -33,28 +32,28 @@ class Branch(nn.Module):
     """One branch: its parameters, its scale, and its kernel.
 
     A subclass lists its parameters in :attr:`names`, gives them values in :meth:`new_parameters`,
-    and has :meth:`formula` and :meth:`factors`. Constants are buffers, which go into the formula
-    beside the parameters; :attr:`constant_names` lists them. Tensors are read as attributes, so
-    that parametrizations, pruning and torch's functional calls work.
+    and defines :meth:`formula` and :meth:`factors`. Constants of the formula are buffers, which
+    :attr:`constant_names` lists. Tensors are read as attributes, so that parametrizations, pruning
+    and torch's functional calls work.
 
     Args:
-        in_channels (int): I.
-        out_channels (int): O.
-        kernel_size (int): k, odd.
-        groups (int): g.
-        slope (float): ``a`` of ``kaiming_uniform_`` for the parameters' initial values.
-        scale (float, optional): Initial value of the scaling layer, one number an output channel.
-            None leaves the scaling layer out.
+        in_channels (int): The number of input channels, I.
+        out_channels (int): The number of output channels, O.
+        kernel_size (int): The kernel size, k, odd.
+        groups (int): The number of groups, g.
+        slope (float): ``a`` of the ``kaiming_uniform_`` that gives the parameters' initial values.
+        scale (float, optional): The initial value of the scaling layer, which has one number for
+            each output channel. None leaves the scaling layer out.
     """
 
-    #: The parameters besides the scale.
+    #: The names of the parameters, except the scale.
     names: tuple[str, ...] = ('weight',)
-    #: The buffers that are constants of the formula.
+    #: The names of the buffers that are constants of the formula.
     constant_names: tuple[str, ...] = ()
-    #: Parameters and constants that all output channels of a convolution share: (s, ...) in the
-    #: formula, where the others are (s, u, ...).
+    #: The parameters and constants that all output channels of a convolution share. In the formula
+    #: they are (s, ...), and the others are (s, u, ...).
     shared: tuple[str, ...] = ()
-    #: The dimension that groups follow each other in, where it is not the first.
+    #: For parameters whose groups do not follow each other in the first dimension: that dimension.
     group_dims: dict[str, int] = {}
 
     def __init__(
@@ -82,16 +81,16 @@ class Branch(nn.Module):
 
     @classmethod
     def fits(cls, kernel_size: int) -> bool:
-        """Whether blocks of this kernel size may have the branch."""
+        """Whether blocks of this kernel size can have the branch."""
         return kernel_size > 1
 
     @property
     def width(self) -> int:
-        """Input channels of a group, I/g."""
+        """The number of input channels of a group, I/g."""
         return self.in_channels // self.groups
 
     def new_parameters(self) -> dict[str, Tensor]:
-        """Initial values of the parameters by name, the scale aside."""
+        """The initial values of the parameters by name, except the scale."""
         raise NotImplementedError
 
     @staticmethod
@@ -99,25 +98,25 @@ class Branch(nn.Module):
         """The kernel without the scale, (s, u, t, w).
 
         Args:
-            taps (int): t.
-            tensors (Tensor): Parameters and constants by name, as :meth:`view` gives them.
+            taps (int): The number of taps, t.
+            tensors (Tensor): The parameters and constants by name, as :meth:`view` returns them.
         """
         raise NotImplementedError
 
     def factors(self) -> list[tuple[Tensor, int]]:
-        """The branch as convolutions in turn, without its scale: (weight, groups) each.
+        """The branch without its scale as convolutions in a row: a list of (weight, groups).
 
-        A weight is 1x1 or k x k; at most one of them is k x k.
+        Each weight is 1x1 or k x k, and at most one of them is k x k.
         """
         raise NotImplementedError
 
     def stacked_constants(self) -> dict[str, Tensor]:
-        """Further tensors that the formula can be given, to save making them in each step."""
+        """Further tensors that the formula accepts, so that it need not make them in each step."""
         return {}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Give all parameters initial values anew, as after ``to_empty``."""
+        """Give all parameters new initial values, for example after ``to_empty``."""
         if self.scale is not None:
             self.scale.fill_(self.initial_scale)
         for name, value in self.new_parameters().items():
@@ -136,14 +135,15 @@ class Branch(nn.Module):
 
     @classmethod
     def view(cls, name: str, tensor: Tensor, groups: int) -> Tensor:
-        """A tensor as the formula takes it: (g, u, ...), or (g, ...) if it is shared.
+        """A view of a tensor as the formula needs it: (g, u, ...), or (g, ...) if it is shared.
 
-        The sides of a kernel are one dimension, and none for a 1x1 kernel. Nothing is copied.
+        Height and width of a kernel become one dimension, and none for a 1x1 kernel. Nothing is
+        copied.
 
         Args:
-            name (str): What it is called here.
-            tensor (Tensor): As it is stored.
-            groups (int): g.
+            name (str): The tensor's name in the branch.
+            tensor (Tensor): The tensor as it is stored.
+            groups (int): The number of groups, g.
         """
         dim = cls.group_dims.get(name, 0)
         if tensor.dim() == 4:
@@ -152,7 +152,7 @@ class Branch(nn.Module):
 
     def forward(self) -> Tensor:
         """The branch as one scaled kernel, (O, I/g, k, k)."""
-        # Copies of constants for autograd to hold: DDP writes to buffers between two passes.
+        # Autograd gets copies of the constants, because DDP writes to buffers between two passes.
         tensors = {
             name: self.view(name, t.clone() if name in self.constant_names else t, self.groups)
             for name, t in self.tensors().items()
@@ -165,7 +165,7 @@ class Branch(nn.Module):
 
 
 class Original(Branch):
-    """The plain k x k convolution; its weight is stored in rows, (O, k^2, I/g)."""
+    """The plain k x k convolution. Its weight is stored in rows, (O, k^2, I/g)."""
 
     @classmethod
     def fits(cls, kernel_size: int) -> bool:
@@ -184,7 +184,7 @@ class Original(Branch):
 
 
 class Pointwise(Branch):
-    """A 1x1 convolution; its weight is (O, I/g, 1, 1)."""
+    """A 1x1 convolution. Its weight is (O, I/g, 1, 1)."""
 
     def new_parameters(self) -> dict[str, Tensor]:
         return dict(weight=self.new_weight(self.out_channels, self.width, 1, 1))
@@ -225,7 +225,7 @@ class Prior(ConstantsMixin, Pointwise):
 
     @classmethod
     def view(cls, name: str, tensor: Tensor, groups: int) -> Tensor:
-        # One filter an output channel: the dimension of input channels goes.
+        # One filter for each output channel, so the dimension of input channels is dropped.
         return super().view(name, tensor.flatten(1) if name == 'filters' else tensor, groups)
 
     @staticmethod
@@ -233,16 +233,16 @@ class Prior(ConstantsMixin, Pointwise):
         return torch.einsum('suw,sut->sutw', weight, filters)
 
     def factors(self) -> list[tuple[Tensor, int]]:
-        # A copy for autograd to hold on to: DDP broadcasts buffers in place between two passes.
+        # Autograd gets a copy, because DDP broadcasts buffers in place between two passes.
         return [(self.weight, self.groups), (self.filters.clone(), self.out_channels)]
 
 
 class PointwiseKxK(Branch):
-    """A 1x1 convolution that starts as the identity, then a k x k one.
+    """A 1x1 convolution that starts as the identity, then a k x k convolution.
 
     The 1x1 kernel is a fixed ``identity`` plus a learned ``residual`` that starts at zero, both
     (M, I/g, 1, 1). M is I, or 2 I in blocks of more than four groups. The ``weight`` of the k x k
-    one is stored in rows, (O, k^2, M/g).
+    convolution is stored in rows, (O, k^2, M/g).
     """
 
     names = ('residual', 'weight')
@@ -250,12 +250,12 @@ class PointwiseKxK(Branch):
 
     @property
     def middle_channels(self) -> int:
-        """M."""
+        """The number of channels between the two convolutions, M."""
         return self.in_channels if self.groups <= 4 else 2 * self.in_channels
 
     @property
     def identity(self) -> Tensor:
-        """E. No buffer: DDP would send its numbers round in every step."""
+        """The identity E. It is not a buffer, because DDP would broadcast it in every step."""
         identity = kernels.grouped_identity(self.middle_channels, self.in_channels, self.groups)
         return identity.to(self.residual)
 
@@ -279,11 +279,11 @@ class PointwiseKxK(Branch):
 
 
 class Separable(Branch):
-    """A depthwise separable convolution: k x k with eight filters a channel, then 1x1.
+    """A depthwise separable convolution: k x k with eight filters for each channel, then 1x1.
 
-    ``depthwise`` (8, k^2, I) holds the filters in rows, ``pointwise`` (O, 8, I/g) what an output
-    channel takes of each. The eight stand in front, not beside each other within a channel as in a
-    convolution's weight, so that channels are next to each other in memory.
+    ``depthwise`` (8, k^2, I) holds the filters in rows. ``pointwise`` (O, 8, I/g) is the weight of
+    each filter in an output channel. The dimension of eight comes first, not within the channels as
+    in a convolution's weight, so that channels are next to each other in memory.
     """
 
     names = ('depthwise', 'pointwise')
@@ -291,7 +291,7 @@ class Separable(Branch):
     group_dims = dict(depthwise=2)
 
     def new_parameters(self) -> dict[str, Tensor]:
-        # Initial values as of the two convolutions, whose shapes they depend on.
+        # The initial values depend on the shapes of the two convolutions' weights.
         count, size = SEPARABLE_MULTIPLIER, self.kernel_size
         depthwise = self.new_weight(count * self.in_channels, 1, size, size)
         pointwise = self.new_weight(self.out_channels, count * self.width, 1, 1)
@@ -309,7 +309,10 @@ class Separable(Branch):
 
 
 class PointwisePointwise(Branch):
-    """Two 1x1 convolutions, the square one starting as the identity (the 1x1 block's second)."""
+    """Two 1x1 convolutions in a row: the second branch of the 1x1 block.
+
+    One of the two kernels is square and starts as the identity.
+    """
 
     names = ('first', 'second')
     shared = ('first',)
@@ -320,7 +323,7 @@ class PointwisePointwise(Branch):
 
     @property
     def first_is_square(self) -> bool:
-        """Whether the first is the square one: where more channels go out than in."""
+        """Whether the first kernel is the square one: if there are more output channels."""
         return self.out_channels > self.in_channels
 
     def new_parameters(self) -> dict[str, Tensor]:
@@ -338,7 +341,7 @@ class PointwisePointwise(Branch):
         return [(self.first, self.groups), (self.second, self.groups)]
 
 
-#: Every branch there is, by the name that configs and state dicts use.
+#: All branches by the names that configs and state dicts use.
 BRANCHES: dict[str, type[Branch]] = dict(
     original=Original,
     average=Average,
@@ -351,19 +354,19 @@ BRANCHES: dict[str, type[Branch]] = dict(
 
 
 def filters_first(depthwise: Tensor) -> Tensor:
-    """The weight of a depthwise convolution (8 I, 1, k, k) as the branch has it, (8, k^2, I)."""
+    """The weight of a depthwise convolution (8 I, 1, k, k) as the branch stores it, (8, k^2, I)."""
     filters = depthwise.flatten(1).unflatten(0, (-1, SEPARABLE_MULTIPLIER))
     return filters.permute(1, 2, 0).contiguous()
 
 
 def shares_first(pointwise: Tensor) -> Tensor:
-    """The weight of a 1x1 convolution (O, 8 I/g, 1, 1) as the branch has it, (O, 8, I/g)."""
+    """The weight of a 1x1 convolution (O, 8 I/g, 1, 1) as the branch stores it, (O, 8, I/g)."""
     shares = pointwise.flatten(1).unflatten(1, (-1, SEPARABLE_MULTIPLIER))
     return shares.transpose(1, 2).contiguous()
 
 
 def plus_identity(residual: Tensor, identity: Tensor | None = None) -> Tensor:
-    """``residual`` (s, m, w) plus identities on top of each other, which may be at hand."""
+    """``residual`` (s, m, w) plus a stack of identities, which ``identity`` may already contain."""
     if identity is not None:
         return residual + identity
     first = residual.clone()

@@ -1,16 +1,16 @@
-"""Adding up the kernels of a block's branches at little cost, and taking the gradient back.
+"""Adding up the kernels of a block's branches at little cost, and computing their gradients.
 
-The plain statement, the sum of what the branches give, is dozens of small operations, of which
-autograd keeps every intermediate kernel. Here each branch adds itself to one tensor, and takes the
-gradient of that tensor back to its parameters; nothing is kept but the parameters. On a CPU all
-branches do so for a few output channels at a time, which stay in a core's cache; elsewhere each
-operation has to be launched, and runs over all channels.
+Written as the sum of the branches' formulas, a kernel takes dozens of small operations, and
+autograd keeps every intermediate kernel. Here each branch adds itself to one tensor, and computes
+the gradients of its parameters from the gradient of that tensor. Only the parameters are kept. On a
+CPU the code processes a few output channels at a time, all branches of them, so that they stay in a
+core's cache. On other devices each operation has to be launched, so it runs over all channels.
 
-A branch needs nothing here: :class:`FastBranch` takes its formula, and the formula's derivative by
-autograd. Those in :data:`FAST` know a quicker way.
+A branch works without any code in this module: :class:`FastBranch` uses its formula, and autograd
+for the derivative of the formula. The branches in :data:`FAST` have a quicker way.
 
-Kernels are (s, u, t, w), as in formulas, see :mod:`mmorepa.convs.orepa.branches`. Where several
-blocks are stacked (:mod:`mmorepa.convs.orepa.stacks`), ``s`` counts the convolutions of all.
+Kernels are (s, u, t, w), as in formulas, see :mod:`mmorepa.convs.orepa.branches`. If several blocks
+are stacked (:mod:`mmorepa.convs.orepa.stacks`), ``s`` counts the convolutions of all of them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..rows import as_kernel
 from . import branches
 from .branches import SEPARABLE_MULTIPLIER, Branch, plus_identity
 
-#: How many numbers of a kernel are gone over at a time on a CPU. Fewer would stay in a smaller
-#: cache, and the product that all of them add to would be gone over more often.
+#: How many numbers of a kernel are processed at a time on a CPU. Fewer would fit a smaller cache,
+#: but gradients that all output channels share would be added to more often.
 CACHED = 2**20
-#: How many sums of the separable branch it holds beside those.
+#: How many sums of the separable branch are held in the cache in addition.
 CACHED_SUMS = 2**17
 
 
@@ -38,7 +38,7 @@ def sum_of_kernels(block: nn.Module) -> Tensor:
     """The sum of a block's scaled kernels, (O, I/g, k, k), in channels_last memory format.
 
     Args:
-        block (nn.Module): Its children are branches of the same geometry.
+        block (nn.Module): A module whose children are branches of the same geometry.
     """
     if is_traced() or not is_fast(block):
         return by_formula(block)
@@ -47,14 +47,15 @@ def sum_of_kernels(block: nn.Module) -> Tensor:
 
 
 def by_formula(block: nn.Module) -> Tensor:
-    """:func:`sum_of_kernels` as the paper states it."""
+    """:func:`sum_of_kernels` as in the paper, with the branches' formulas."""
     return reduce(torch.add, [branch() for branch in block.children()])
 
 
 def is_fast(block: nn.Module) -> bool:
     """Whether the branches can be added up from their tensors.
 
-    Hooks and parametrizations want a branch to be called, and so does a ``forward`` of its own.
+    This is not possible if a branch has hooks, parametrizations or its own ``forward``, because
+    then the branch must be called.
     """
     for branch in block.children():
         if type(branch).forward is not Branch.forward or is_parametrized(branch):
@@ -77,7 +78,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, block: nn.Module, names: list[tuple[str, str]], *tensors: Tensor) -> Tensor:
         ctx.block, ctx.names = block, names
-        # DDP broadcasts buffers in place between two passes, which would count as a change.
+        # Constants are not saved by autograd: DDP broadcasts buffers in place between two passes,
+        # which would count as a change.
         is_constant = [name in getattr(block, branch).constant_names for branch, name in names]
         ctx.constants = [t if fixed else None for t, fixed in zip(tensors, is_constant)]
         ctx.save_for_backward(*[None if fixed else t for t, fixed in zip(tensors, is_constant)])
@@ -90,7 +92,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         wanted = ctx.needs_input_grad[2:]
         tensors = [c if s is None else s for s, c in zip(ctx.saved_tensors, ctx.constants)]
-        # A backward pass may run under autocast; kernels keep their precision all the same.
+        # A backward pass may run under autocast, but kernels must keep their precision.
         with without_autocast(grad.device):
             if torch.is_grad_enabled():
                 return None, None, *_differentiable(ctx.block, ctx.names, tensors, wanted, grad)
@@ -104,7 +106,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _differentiable(block, names, tensors, wanted, grad) -> list[Tensor | None]:
-    """The gradients with a graph of their own, for a second derivative; by the formula."""
+    """The gradients with a graph, for second derivatives, computed from the formula."""
     own = {'.'.join(name): tensor for name, tensor in zip(names, tensors)}
 
     class Formula(nn.Module):
@@ -122,7 +124,7 @@ def _differentiable(block, names, tensors, wanted, grad) -> list[Tensor | None]:
 
 
 def kernel_rows(kernel: Tensor, groups: int) -> Tensor:
-    """A kernel (O, I/g, k, k) as (g, u, t, w); a view."""
+    """A view of a kernel (O, I/g, k, k) as (g, u, t, w)."""
     return kernel.flatten(2).transpose(1, 2).unflatten(0, (groups, -1))
 
 
@@ -130,9 +132,9 @@ def terms_of(block: nn.Module, names: list[tuple[str, str]], tensors) -> Terms:
     """The branches of a block by name, with their tensors or with the gradients of these.
 
     Args:
-        block (nn.Module): See :func:`sum_of_kernels`.
-        names (list[tuple[str, str]]): The branch and the name there, of each tensor.
-        tensors (Sequence[Tensor | None]): Those; None for a gradient that is not wanted.
+        block (nn.Module): A module whose children are branches of the same geometry.
+        names (list[tuple[str, str]]): The branch of each tensor, and its name there.
+        tensors (Sequence[Tensor | None]): The tensors; None for a gradient that is not needed.
     """
     own: dict[str, dict[str, Tensor]] = {}
     for (branch_name, name), tensor in zip(names, tensors):
@@ -150,12 +152,13 @@ def add_up(terms: Terms, target: Tensor, in_passes: bool | None = None) -> None:
 
     Args:
         terms (Terms): The branches by name, with their tensors.
-        target (Tensor): (s, u, t, w), a view of any strides.
-        in_passes (bool, optional): Go over a few output channels at a time. By default on a CPU.
+        target (Tensor): (s, u, t, w), a view with any strides.
+        in_passes (bool, optional): Whether to process a few output channels at a time. Defaults to
+            True on a CPU and False elsewhere.
     """
     if in_passes is None:
         in_passes = goes_in_passes(target)
-    # The one with a product of its own size begins, so that the others add to that.
+    # A branch whose product is as large as the kernel comes first, so that the others add to it.
     ordered = sorted(terms.values(), key=lambda term: not term[0].begins)
     for part in parts(target, in_passes):
         some = target[:, part]
@@ -167,12 +170,13 @@ def add_up(terms: Terms, target: Tensor, in_passes: bool | None = None) -> None:
 
 
 def pull_back(terms: Terms, grad: Tensor, wanted: Terms, in_passes: bool | None = None) -> None:
-    """Write the gradients of branches' tensors, where that of the sum of their kernels is ``grad``.
+    """Write the gradients of the branches' tensors, given that of the sum of their kernels.
 
     Args:
         terms (Terms): The branches by name, with their tensors.
-        grad (Tensor): (s, u, t, w), a view of any strides.
-        wanted (Terms): Where the gradients go; what is not wanted is left out.
+        grad (Tensor): The gradient of the sum, (s, u, t, w), a view with any strides.
+        wanted (Terms): The tensors to write the gradients to. Gradients that are not in it are not
+            computed.
         in_passes (bool, optional): See :func:`add_up`.
     """
     if in_passes is None:
@@ -187,16 +191,16 @@ def pull_back(terms: Terms, grad: Tensor, wanted: Terms, in_passes: bool | None 
 
 
 def goes_in_passes(tensor: Tensor) -> bool:
-    """Whether many passes over parts in a cache are quicker here than few operations.
+    """Whether many passes over parts in a cache are quicker on this device than few operations.
 
-    So it is on a CPU, where batched products of eight numbers are slow; elsewhere each operation
-    has to be launched.
+    This is so on a CPU, where batched products of eight numbers are slow. On other devices each
+    operation has to be launched.
     """
     return tensor.device.type == 'cpu'
 
 
 def parts(rows: Tensor, in_passes: bool) -> Iterator[slice]:
-    """Ranges of the output channels u of (s, u, t, w), each what a core's cache holds."""
+    """Ranges of the output channels u of (s, u, t, w), each of a size that fits a core's cache."""
     channels = rows.shape[1]
     length = max(1, CACHED * channels // max(1, rows.numel())) if in_passes else channels
     for start in range(0, channels, length):
@@ -204,25 +208,25 @@ def parts(rows: Tensor, in_passes: bool) -> Iterator[slice]:
 
 
 def _is_dense(rows: Tensor) -> bool:
-    """Whether a convolution's rows lie behind each other."""
+    """Whether the rows of each convolution follow each other in memory without gaps."""
     _, _, t, w = rows.shape
     strides = rows.stride()
     return (strides[3] == 1 or w == 1) and (strides[2] == w or t == 1) and strides[1] == t * w
 
 
 class FastBranch:
-    """How the branches of one kind add themselves up and take gradients back: by their formula.
+    """Adds up branches of one kind and computes their gradients, with their formula.
 
     Subclasses have a quicker :meth:`add`, :meth:`pull_back` or both. ``rows`` and ``grad`` are
-    (s, u, t, w) and dense in their last three dimensions. Gradients go to the tensors in ``to``,
-    those that are there. ``is_first`` is False if other parts of the output channels have been
-    seen: gradients of what all share are added to, then.
+    (s, u, t, w) and dense in their last three dimensions. Only gradients that have a tensor in
+    ``to`` are written. In :meth:`pull_back`, ``is_first`` is False if other parts of the output
+    channels came before; gradients of tensors that all channels share are then added to.
 
     Args:
-        kind (type[Branch]): The kind.
+        kind (type[Branch]): The kind of branch.
     """
 
-    #: Whether it begins with a product as large as the kernel.
+    #: Whether it computes a product as large as the kernel, so that it should come first.
     begins = False
 
     def __init__(self, kind: type[Branch]):
@@ -236,7 +240,7 @@ class FastBranch:
         }
 
     def add(self, rows: Tensor, is_first: bool, in_passes: bool, scale=None, **tensors) -> None:
-        """Add the scaled kernel to ``rows``, or write it there if it is the first."""
+        """Add the scaled kernel to ``rows``, or write it there if ``is_first``."""
         _add_scaled(rows, is_first, self.kind.formula(rows.shape[2], **tensors), scale)
 
     def pull_back(
@@ -290,7 +294,7 @@ class FastAverage(FastBranch):
         elif not in_passes:
             rows.addcmul_(weight.unsqueeze(2), scale[:, :, None, None], value=share)
         else:
-            # Scaled first: a number for each pair of channels, not for each tap.
+            # Scaling comes first, which is one product for each pair of channels, not for each tap.
             rows.add_((weight * scale.unsqueeze(2)).unsqueeze(2), alpha=share)
 
     def pull_back(self, grad, is_first, in_passes, to, weight, scale=None):
@@ -313,7 +317,7 @@ class FastPrior(FastBranch):
 
 
 class FastPointwiseKxK(FastBranch):
-    """``weight`` (s, u, t, m), ``residual`` (s, m, w), and perhaps the ``identity`` as that."""
+    """``weight`` (s, u, t, m), ``residual`` (s, m, w), and optionally ``identity`` (s, m, w)."""
 
     begins = True
 
@@ -341,8 +345,8 @@ class FastPointwisePointwise(FastBranch):
 class FastSeparable(FastBranch):
     """``pointwise`` (s, u, 8, w), ``depthwise`` (s, 8, t, w).
 
-    In passes one of the eight filters, or one tap, after the other: batched products of eight
-    numbers are slow on a CPU.
+    In passes it handles one of the eight filters, or one tap, after the other, because batched
+    products of eight numbers are slow on a CPU.
     """
 
     def add(self, rows, is_first, in_passes, depthwise, pointwise, scale=None):
@@ -356,7 +360,7 @@ class FastSeparable(FastBranch):
             rows.addcmul_(shares[:, :, e, None], depthwise[:, None, e])
 
     def pull_back(self, grad, is_first, in_passes, to, depthwise, pointwise, scale=None):
-        # Otherwise both products would put the channels in front.
+        # Done here once; otherwise both products would move the channels to the front.
         grad = grad if in_passes else grad.permute(0, 3, 1, 2).contiguous()
         if 'depthwise' in to:
             shares = pointwise if scale is None else pointwise * scale[:, :, None, None]
@@ -373,9 +377,9 @@ class FastSeparable(FastBranch):
 
 
 def _of_filters(grad: Tensor, shares: Tensor) -> Tensor:
-    """The product (s, u, t, w) with (s, u, 8, w), summed up over u: (s, 8, t, w)."""
+    """The product of (s, u, t, w) and (s, u, 8, w), summed over u: (s, 8, t, w)."""
     s, u, t, w = grad.shape
-    # Sums beside each other, as many as stay in a cache; fewer calls so.
+    # As many sums at a time as fit the cache, which needs fewer calls.
     beside = max(1, min(u, CACHED_SUMS // (s * SEPARABLE_MULTIPLIER * t * w)))
     sums = grad.new_zeros(s, beside, SEPARABLE_MULTIPLIER, t, w)
     for one_grad, one_share in zip(grad.split(beside, 1), shares.split(beside, 1)):
@@ -384,14 +388,14 @@ def _of_filters(grad: Tensor, shares: Tensor) -> Tensor:
 
 
 def _of_shares(grad: Tensor, depthwise: Tensor) -> Tensor:
-    """The product (s, u, t, w) with (s, 8, t, w), summed up over t: (s, u, 8, w)."""
+    """The product of (s, u, t, w) and (s, 8, t, w), summed over t: (s, u, 8, w)."""
     found = torch.mul(grad[:, :, 0, None], depthwise[:, None, :, 0])
     for tap in range(1, grad.shape[2]):
         found.addcmul_(grad[:, :, tap, None], depthwise[:, None, :, tap])
     return found
 
 
-#: The branches that have a way quicker than their formulas.
+#: The branches that have a quicker way than their formulas.
 FAST: dict[type[Branch], FastBranch] = {
     kind: fast(kind)
     for kind, fast in [
@@ -407,7 +411,7 @@ FAST: dict[type[Branch], FastBranch] = {
 
 
 def fast_of(kind: type[Branch]) -> FastBranch:
-    """The quickest way that there is for a kind of branch."""
+    """The quickest way for a kind of branch."""
     return FAST.get(kind) or FastBranch(kind)
 
 
@@ -422,7 +426,7 @@ def _add_scaled(rows: Tensor, is_first: bool, weight: Tensor, scale: Tensor | No
 
 
 def _pull_back_scaled(grad, in_passes, to, name, weight, scale) -> None:
-    """Where a term is ``scale * weight``: the gradients of both, out of the term's."""
+    """The gradients of both factors of a term ``scale * weight``, given the term's gradient."""
     if 'scale' in to:
         _dot(grad, weight, in_passes, to['scale'])
     if name in to:
@@ -466,12 +470,12 @@ def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """The products of (s, n, m) and (s, m, w)."""
     if len(a) > 1:
         return torch.bmm(a, b, out=out)
-    # A batch of one is not always passed on as the one product that it is.
+    # torch.bmm does not always run a batch of one as a single product.
     return torch.mm(a[0], b[0], out=None if out is None else out[0]).unsqueeze(0)
 
 
 def _dot(a: Tensor, b: Tensor, in_passes: bool, out: Tensor) -> None:
-    """The inner products of (s, u, ...) and the same, (s, u)."""
+    """The inner products of two tensors (s, u, ...) over all but the first two dimensions."""
     a, b = a.flatten(2), b.flatten(2)
     if in_passes:
         torch.linalg.vecdot(a, b, out=out)

@@ -1,15 +1,15 @@
 """Squeezed training: the network that trains is the plain one.
 
-The kernel ``K(theta)`` of a block depends on its parameters ``theta`` alone, not on the images. So
-forward and backward pass run on ``K`` as an ordinary leaf, and the parameters belong to the
-optimizer's step: with ``G = dL/dK`` in hand, ``dL/dtheta = J(theta)^T G`` is pulled back once, the
-optimizer steps ``theta``, and ``K`` is generated again. The numbers are those of the paper's online
-form; what surrounds the step sees the plain network and nothing else.
+The kernel ``K(theta)`` of a block depends only on its parameters ``theta`` and not on the images.
+Forward and backward pass can therefore run on ``K`` as an ordinary leaf, and the parameters are
+updated in the optimizer's step: the gradient ``G = dL/dK`` is pulled back once to
+``dL/dtheta = J(theta)^T G``, the optimizer steps ``theta``, and ``K`` is generated again. The
+numbers are those of the paper's online form. Everything around the step sees the plain network.
 
-In several processes the blocks are shared out (ZeRO's stage 1, by block; Rajbhandari et al., SC
-2020): gradients of the plain network are reduced as ever, which is exact, as pulling back is linear
-in ``G``; then each process pulls back, steps and generates the blocks that it owns, and hands their
-kernels to the others.
+With several processes the blocks are shared out (stage 1 of ZeRO, by block; Rajbhandari et al., SC
+2020). The gradients of the plain network are reduced as usual, which is exact because pulling back
+is linear in ``G``. Then each process pulls back, steps and generates the blocks that it owns, and
+sends their kernels to the others.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .block import BranchSum, DeepLinearStem
 from .fast import Terms, add_up, is_fast, kernel_rows, named_tensors, pull_back, terms_of
 from .stacks import Stack, stack_key
 
-#: Floating-point operations that cost as much time as one parameter in the optimizer's step and in
-#: the passes over memory, roughly; to share out the blocks evenly.
+#: Roughly the number of floating-point operations that take as much time as one parameter takes in
+#: the optimizer's step and in passes over memory. It is used to share out the blocks evenly.
 OPERATIONS_PER_PARAMETER = 500
 
 
@@ -44,8 +44,8 @@ class SqueezedTraining:
             training.step()
             training.zero_grad()
 
-    It is :meth:`pull_back`, ``optimizer.step()`` and :meth:`generate` in turn. Where something
-    belongs in between, such as a loss scaler or clipping, call these::
+    It calls :meth:`pull_back`, ``optimizer.step()`` and :meth:`generate`. If something has to
+    happen between them, such as unscaling or clipping, call them yourself::
 
             scaler.scale(loss).backward()
             training.pull_back()
@@ -55,23 +55,24 @@ class SqueezedTraining:
             scaler.update()
             training.generate()
 
-    Gradients of several backward passes add up in the kernels, and are pulled back once.
+    Gradients of several backward passes add up in the kernels and are pulled back once.
 
-    What the optimizer holds is trained. Build it over ``model.parameters()``; the kernels' leaves
-    are taken out of its groups here. Frozen blocks are those whose ``weight`` does not require
-    grad.
+    The parameters that the optimizer holds are trained. Build it over ``model.parameters()``; the
+    leaves of the kernels are removed from its groups here. A block is frozen if its ``weight`` does
+    not require grad.
 
     Args:
         model (nn.Module): The model, or the ``DistributedDataParallel`` around it. Blocks in mode
             ``'online'`` are put into mode ``'squeezed'``.
-        optimizer (Optimizer): Any of torch's.
-        shard (bool, optional): Share the blocks out among the processes of ``torch.distributed``.
-            Then :meth:`consolidate` goes before checkpoints and before whatever else reads the
-            branches, clipping by norm is :meth:`clip_grad_norm_`, and a loss scaler has to be
-            ``torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler``. By default where
-            there are several processes.
-        grouped (bool, optional): Do blocks of equal geometry together, with few operations. By
-            default everywhere but on a CPU, where passes over parts of one block are quicker.
+        optimizer (Optimizer): Any optimizer of torch.
+        shard (bool, optional): Whether to share the blocks out among the processes of
+            ``torch.distributed``. If so, call :meth:`consolidate` before checkpoints and before
+            anything else reads the branches, clip with :meth:`clip_grad_norm_`, and use
+            ``torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler`` as loss scaler.
+            Defaults to True if there are several processes.
+        grouped (bool, optional): Whether to process blocks of equal geometry together, with few
+            operations. Defaults to True except on a CPU, where passes over parts of one block are
+            quicker.
 
     Raises:
         UserError: If there is no block to train, the optimizer lacks the parameters of one, or
@@ -119,11 +120,11 @@ class SqueezedTraining:
 
     @property
     def shard(self) -> bool:
-        """Whether the blocks are shared out among the processes; to be set between two steps.
+        """Whether the blocks are shared out among the processes. Set it only between two steps.
 
         Raises:
-            UserError: If it is set to True and ``torch.distributed`` is not up, or to False while
-                branches are out of date.
+            UserError: If it is set to True and ``torch.distributed`` is not initialized, or to
+                False while branches are out of date.
         """
         return self._shard
 
@@ -165,7 +166,7 @@ class SqueezedTraining:
 
     @property
     def own_blocks(self) -> dict[str, GeneratedConv2d]:
-        """The blocks that this process steps, by name."""
+        """The blocks that this process owns, by name."""
         return {n: b for n, b in self.blocks.items() if self.owners[n] == self.rank}
 
     def step(self) -> None:
@@ -178,24 +179,24 @@ class SqueezedTraining:
         """Drop all gradients, also those that were not pulled back.
 
         Args:
-            kwargs: As of the optimizer's.
+            kwargs: Arguments of the optimizer's ``zero_grad``.
         """
         self.optimizer.zero_grad(**kwargs)
         for block in self.blocks.values():
-            # The leaf as it lies there: between step and generate it is out of date.
+            # Not block.weight: between step and generate the leaf is out of date.
             block._parameters['weight'].grad = None
             block.has_gradient = False
 
     @torch.no_grad()
     def pull_back(self) -> None:
-        """Turn the gradients of kernels into those of the parameters of this process' blocks.
+        """Compute the gradients of the parameters of this process' blocks from the kernels'.
 
-        Kernels without a gradient are left out, as those of frozen blocks are. The kernels'
-        gradients are dropped.
+        Kernels without a gradient, such as those of frozen blocks, are skipped. Afterwards the
+        gradients of the kernels are dropped.
 
         Raises:
-            UserError: If no kernel has a gradient, though some are trained, or the optimizer lacks
-                the parameters of a block that was frozen before.
+            UserError: If some kernels are trained but none has a gradient, or if the optimizer
+                lacks the parameters of a block that was frozen before.
         """
         gradients = {}
         for name, block in self.blocks.items():
@@ -218,13 +219,13 @@ class SqueezedTraining:
 
     @torch.no_grad()
     def generate(self) -> None:
-        """Generate the kernels that the last :meth:`pull_back` was about; hand them round."""
+        """Generate the kernels of the last :meth:`pull_back`, and send them to other processes."""
         names, self._stepped = self._stepped, []
         own = [name for name in names if self.owners[name] == self.rank]
         if not self.shard:
             self._generate(own)
             return
-        # In turns, so that handing one round overlaps with making the next.
+        # In turns, so that sending one kernel overlaps with generating the next.
         works, turns = [], self._turns
         if self._is_grouped:
             self._generate(own)
@@ -248,11 +249,11 @@ class SqueezedTraining:
     def consolidate(self, *others: nn.Module) -> None:
         """Bring the branches up to date in every process, and the optimizer's state in the first.
 
-        All processes call it. Then a checkpoint written by the first process is that of a training
-        that was not shared out. Where all is up to date nothing is done.
+        All processes must call this. A checkpoint that the first process writes afterwards is the
+        same as without sharing out. If everything is up to date, nothing is done.
 
         Args:
-            others (nn.Module): Copies of the model that were updated along with it, such as its
+            others (nn.Module): Copies of the model that are updated along with it, such as its
                 moving average. Their branches are brought up to date too.
         """
         if self._is_consolidated:
@@ -280,21 +281,21 @@ class SqueezedTraining:
         error_if_nonfinite: bool = False,
         foreach: bool | None = None,
     ) -> Tensor:
-        """As ``torch.nn.utils.clip_grad_norm_``, over all parameters that the optimizer holds.
+        """Like ``torch.nn.utils.clip_grad_norm_``, for all parameters that the optimizer holds.
 
-        Where blocks are shared out, the norm is that over the blocks of all processes.
+        If blocks are shared out, the norm is taken over the blocks of all processes.
 
         Args:
             max_norm (float): The largest norm.
-            norm_type (float): p; infinity is allowed. Defaults to 2.
+            norm_type (float): The p of the norm, which may be infinity. Defaults to 2.
             error_if_nonfinite (bool): Raise an error if the norm is not finite. Defaults to False.
-            foreach (bool, optional): As there; of no effect where blocks are shared out.
+            foreach (bool, optional): See torch. It has no effect if blocks are shared out.
 
         Returns:
             Tensor: The norm before clipping.
 
         Raises:
-            RuntimeError: See ``error_if_nonfinite``.
+            RuntimeError: If ``error_if_nonfinite`` is True and the norm is not finite.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group['params']]
         parameters = [p for p in parameters if p.grad is not None]
@@ -332,7 +333,7 @@ class SqueezedTraining:
 
     @property
     def _turns(self) -> dict[str, tuple[int, int]]:
-        """The order in which kernels go round: each owner's first, then each one's second."""
+        """The order in which kernels are sent: the first of each owner, then the second of each."""
         counts: dict[int, int] = {}
         turns = {}
         for name, owner in self.owners.items():
@@ -365,7 +366,7 @@ class SqueezedTraining:
         return [stack.kernels[at] for stack, at in (self._stacked[id(layer)] for layer in layers)]
 
     def _pull_stacks_back(self, jobs: list) -> list:
-        """Pull back what is stacked, and return the rest."""
+        """Pull back the jobs whose blocks are stacked, and return the other jobs."""
         self._ensure_stacks()
         found = {id(block): (block, gradient, wanted) for block, gradient, wanted in jobs}
         for stack in self._stacks:
@@ -446,7 +447,7 @@ class SqueezedTraining:
                     self.optimizer.state[parameter] = {
                         k: v.to(parameter.device) if _moves(v) else v for k, v in state.items()
                     }
-        # In the order of a training that was not shared out.
+        # Put the state into the same order as without sharing out.
         parameters = [p for group in self.optimizer.param_groups for p in group['params']]
         states = {p: self.optimizer.state[p] for p in parameters if p in self.optimizer.state}
         self.optimizer.state.clear()
@@ -461,9 +462,9 @@ class SqueezedTraining:
 
 
 def _may_be_trained(block: GeneratedConv2d) -> list[nn.Parameter]:
-    """The parameters of a block that a gradient of its kernel goes to.
+    """The parameters of a block that may be trained.
 
-    All of a block that is frozen as a whole, which may be trained later.
+    For a block that is frozen as a whole these are all, because it may be trained later.
     """
     parameters = list(block.kernel.parameters())
     if block.mode == 'squeezed':
@@ -472,24 +473,24 @@ def _may_be_trained(block: GeneratedConv2d) -> list[nn.Parameter]:
 
 
 def processes() -> int:
-    """How many processes there are; 0 where ``torch.distributed`` is not up."""
+    """The number of processes; 0 if ``torch.distributed`` is not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 0
 
 
 def share_out(blocks: dict[str, GeneratedConv2d], processes: int) -> dict[str, int]:
-    """The owner of each block, such that the work is even.
+    """Choose the process that owns each block, so that the work is even.
 
     Args:
-        blocks (dict[str, GeneratedConv2d]): By name, in the same order in every process.
-        processes (int): How many share them.
+        blocks (dict[str, GeneratedConv2d]): The blocks by name, in the same order in every process.
+        processes (int): The number of processes.
 
     Returns:
-        dict[str, int]: From 0 on, by name.
+        dict[str, int]: The rank of each block's owner, by name.
     """
     works = {name: work(block) for name, block in blocks.items()}
     loads = [0] * processes
     owners = {}
-    # The largest first, each to whoever has least.
+    # The largest block first, each to the process that has the least work so far.
     for name in sorted(blocks, key=works.get, reverse=True):
         owners[name] = loads.index(min(loads))
         loads[owners[name]] += works[name]
@@ -497,7 +498,7 @@ def share_out(blocks: dict[str, GeneratedConv2d], processes: int) -> dict[str, i
 
 
 def work(block: GeneratedConv2d) -> int:
-    """What a step of a block costs, roughly, in floating-point operations."""
+    """The approximate cost of a block's step in floating-point operations."""
     total = OPERATIONS_PER_PARAMETER * sum(p.numel() for p in block.kernel.parameters())
     for part in _sums(block):
         for branch in part.children():
@@ -510,19 +511,19 @@ def work(block: GeneratedConv2d) -> int:
 
 
 def write_sum(block: BranchSum, leaf: Tensor) -> None:
-    """Write the kernel of a block to ``leaf``, (O, I/g, k, k) of any memory format."""
+    """Write the kernel of a block to ``leaf``, (O, I/g, k, k) in any memory format."""
     add_up(_terms(block), kernel_rows(leaf.detach(), next(block.children()).groups))
 
 
 def pull_block_back(
     block: GeneratedConv2d, gradient: Tensor, wanted: Sequence[nn.Parameter]
 ) -> None:
-    """Add the gradients of a block's parameters, where that of its kernel is ``gradient``.
+    """Add the gradients of a block's parameters, given that of its kernel.
 
     Args:
-        block (GeneratedConv2d): Any.
-        gradient (Tensor): (O, I/g, k, k) of any memory format.
-        wanted (Sequence[nn.Parameter]): The parameters to get a gradient.
+        block (GeneratedConv2d): Any block with a generated kernel.
+        gradient (Tensor): The gradient of the kernel, (O, I/g, k, k) in any memory format.
+        wanted (Sequence[nn.Parameter]): The parameters that get a gradient.
     """
     if not _sums(block):
         pull_formula_back(block, gradient, wanted)
@@ -536,12 +537,13 @@ def pull_block_back(
 def pull_chain_back(
     stem: DeepLinearStem, gradient: Tensor, layers: Sequence[Tensor] | None = None
 ) -> Sequence[Tensor]:
-    """The gradients of a stem's 3x3 kernels, where that of the composed one is ``gradient``.
+    """The gradients of a stem's 3x3 kernels, given that of the composed kernel.
 
     Args:
-        stem (DeepLinearStem): See there.
-        gradient (Tensor): (O, I/g, k, k).
-        layers (Sequence[Tensor], optional): Its 3x3 kernels as they are, if they are at hand.
+        stem (DeepLinearStem): The stem.
+        gradient (Tensor): The gradient of the composed kernel, (O, I/g, k, k).
+        layers (Sequence[Tensor], optional): The present 3x3 kernels of the stem, if they are known
+            already. By default they are generated.
     """
     with torch.no_grad():
         layers = [layer() for layer in stem] if layers is None else layers
@@ -598,7 +600,7 @@ def _terms(block: BranchSum) -> Terms:
 
 
 def _sums(block: GeneratedConv2d) -> list[BranchSum]:
-    """The fast sums of branches that a block is made of, if it is made of such ones alone."""
+    """The sums of branches that a block consists of; empty if not all of them are fast."""
     kernel = block.kernel
     parts = [kernel] if isinstance(kernel, BranchSum) else []
     parts = list(kernel) if isinstance(kernel, DeepLinearStem) else parts
@@ -606,7 +608,7 @@ def _sums(block: GeneratedConv2d) -> list[BranchSum]:
 
 
 def _is_plain(block: BranchSum) -> bool:
-    """Whether a block can be computed from its parameters as they lie there."""
+    """Whether a block's kernel can be computed directly from its parameters."""
     dtype = next(block.parameters()).dtype
     return is_fast(block) and dtype in (torch.float32, torch.float64)
 
@@ -621,7 +623,7 @@ def _requires_grad(module: nn.Module) -> bool:
 
 
 def _broadcast(tensor: Tensor, source: int) -> dist.Work:
-    """Start handing a dense tensor round."""
+    """Start broadcasting a dense tensor."""
     flat = tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
     return dist.broadcast(flat, source, async_op=True)
 
@@ -634,7 +636,7 @@ def _norm(gradients: list[Tensor], norm_type: float, device: torch.device) -> Te
 
 
 def _moves(value) -> bool:
-    """Whether a value of an optimizer's state lies beside its parameter."""
+    """Whether a value of an optimizer's state has to be on its parameter's device."""
     return isinstance(value, Tensor) and value.dim() > 0
 
 

@@ -1,12 +1,12 @@
-"""Blocks of equal geometry done together, so that the operations do not grow with depth.
+"""Processing blocks of equal geometry together, so that operations do not grow with depth.
 
-A block of O output channels and g groups is made of pieces of u output channels, each with the w
+A block of O output channels and g groups consists of pieces of u output channels, each with the w
 input channels of its group, see :mod:`mmorepa.convs.orepa.fast`. Blocks that agree in k, g and w
-are stacked along their output channels, whatever O is: u divides them all. What the output channels
-of a group share is then looked up for each piece.
+are stacked along their output channels, even if O differs: u divides the channels of all of them.
+Tensors that the output channels of a group share are then looked up for each piece.
 
-Stacking costs no copies: the parameters of the blocks, and their leaves, become views of the
-stack's tensors, and gradients are views of one tensor too.
+Stacking needs no copies in a step: the parameters and leaves of the blocks become views of the
+stack's tensors, and the gradients are views of one tensor too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .fast import Terms, add_up, fast_of, pull_back
 
 
 def stack_key(block: BranchSum) -> Hashable:
-    """What blocks must agree in to be stacked."""
+    """A key that is equal for blocks that can be stacked."""
     branches = [
         (name, type(branch), branch.scale is None) for name, branch in block.named_children()
     ]
@@ -42,16 +42,16 @@ def stack_key(block: BranchSum) -> Hashable:
 
 
 class Stack:
-    """Several blocks of equal :func:`stack_key`.
+    """Several blocks with the same :func:`stack_key`.
 
     Args:
-        blocks (Sequence[BranchSum]): The blocks; their parameters become views.
-        leaves (Sequence[nn.Parameter | None]): The leaf of each, (O, I/g, k, k), which becomes a
-            view as well. None for a block whose kernel is a part of a larger one.
+        blocks (Sequence[BranchSum]): The blocks. Their parameters become views.
+        leaves (Sequence[nn.Parameter | None]): The leaf of each block, (O, I/g, k, k), which
+            becomes a view as well. None for a block whose kernel is a part of a larger one.
 
     Attributes:
-        kernels (list[Tensor]): The kernel of each block, (O, I/g, k, k), views that
-            :meth:`generate` writes to: the data of the leaves.
+        kernels (list[Tensor]): The kernel of each block, (O, I/g, k, k). These are views that
+            :meth:`generate` writes to, and the data of the leaves.
     """
 
     def __init__(self, blocks: Sequence[BranchSum], leaves: Sequence[nn.Parameter | None]):
@@ -64,7 +64,7 @@ class Stack:
         self.height = math.gcd(*heights)
         repeats = [h // self.height for h in heights for _ in range(self.groups)]
         self.pieces = sum(repeats)
-        #: The convolution of each piece, among those of all blocks; None where each is one piece.
+        #: The convolution that each piece belongs to; None if every convolution is one piece.
         self.piece_of = None
         if self.pieces > len(repeats):
             device = next(self.blocks[0].parameters()).device
@@ -74,9 +74,9 @@ class Stack:
         self._stack_leaves()
 
     def _stack_parameters(self) -> None:
-        #: Parameters by branch and name, through all blocks.
+        #: The stacked parameters of all blocks, by branch and name.
         self.tensors: dict[tuple[str, str], Tensor] = {}
-        #: The same of constants, for each piece.
+        #: The constants for each piece, by branch and name.
         self._constants: dict[tuple[str, str], Tensor] = {}
         for name, branch in self.blocks[0].named_children():
             for key in branch.tensors():
@@ -117,23 +117,23 @@ class Stack:
 
     @property
     def is_whole(self) -> bool:
-        """Whether parameters and leaves still are views of the stack; a move takes them away."""
+        """Whether parameters and leaves are still views of the stack. Moving a module ends this."""
         tensors = [p for block in self.blocks for p in block.parameters()]
         tensors += [leaf for leaf in self.leaves if leaf is not None]
         return [tensor.data_ptr() for tensor in tensors] == self._addresses
 
     @torch.no_grad()
     def generate(self) -> None:
-        """Write the kernels of the parameters as they are to :attr:`kernels`."""
+        """Generate the kernels of the present parameters and write them to :attr:`kernels`."""
         target = self._kernels.flatten(2).transpose(1, 2).unflatten(0, (self.pieces, -1))
         add_up(self._terms(), target, in_passes=False)
 
     @torch.no_grad()
     def pull_back(self, gradients: Sequence[Tensor]) -> None:
-        """Give the parameters the gradients that belong to those of the kernels.
+        """Set the gradients of the parameters, given those of the kernels.
 
         Args:
-            gradients (Sequence[Tensor]): Of the kernel of each block, (O, I/g, k, k).
+            gradients (Sequence[Tensor]): The gradient of each block's kernel, (O, I/g, k, k).
         """
         rows = torch.cat([g.flatten(2).transpose(1, 2) for g in gradients])
         found, pieces = self._room()
@@ -151,13 +151,13 @@ class Stack:
                 getattr(getattr(block, name), key).grad = own
 
     def _room(self) -> tuple[dict[tuple[str, str], Tensor], dict[tuple[str, str], Tensor]]:
-        """Room for the gradients of all stacked tensors, and for those that pieces share.
+        """Allocate the gradients of all stacked tensors, and temporary ones for each piece.
 
-        The second has those alone that have to be summed up, or moved, before they are the first's.
+        The second dict has only those that must be summed over pieces, or moved, to give the first.
         """
         looked_up = [(n, key) for n, key in self.tensors if self._is_looked_up(n, key)]
         shapes = {('all', *key): self.tensors[key].shape for key in looked_up}
-        # These are added to.
+        # These are added to, so they start at zero.
         zeros = sum(map(math.prod, shapes.values()))
         for key, tensor in self.tensors.items():
             shapes.setdefault(('all', *key), tensor.shape)
@@ -177,7 +177,7 @@ class Stack:
         )
 
     def _is_looked_up(self, name: str, key: str) -> bool:
-        """Whether pieces have a shared tensor of their own, not a view of the stacked one."""
+        """Whether each piece has its own copy of a shared tensor, not a view of the stacked one."""
         is_moved = self.piece_of is not None or self._moves_groups(name, key)
         return is_moved and key in self._branch(name).shared
 
@@ -201,7 +201,7 @@ class Stack:
         return {name: (fast_of(type(self._branch(name))), own[name]) for name in own}
 
     def _split(self, name: str, key: str, stacked: Tensor) -> Sequence[Tensor]:
-        """A stacked tensor as the blocks have it; views."""
+        """Views of a stacked tensor, one for each block."""
         if key in self._branch(name).group_dims:
             return stacked.unbind()
         if key in self._branch(name).shared:
@@ -209,12 +209,12 @@ class Stack:
         return stacked.split(self.channels)
 
     def _by_group(self, name: str, key: str, stacked: Tensor) -> Tensor:
-        """A tensor whose groups are in an inner dimension, (n, ...), as (n, g, ...); a view."""
+        """A view of a tensor (n, ...) with its groups in an inner dimension as (n, g, ...)."""
         dim = 1 + self._branch(name).group_dims[key]
         return stacked.unflatten(dim, (self.groups, -1)).movedim(dim, 1)
 
     def _all(self, name: str, key: str, stacked: Tensor) -> Tensor:
-        """A stacked tensor for each piece, (s, u, ...), or for each convolution if it is shared."""
+        """A stacked tensor as (s, u, ...) by pieces, or by convolutions if it is shared."""
         branch = self._branch(name)
         if key in branch.group_dims:
             return self._by_group(name, key, stacked).flatten(0, 1)
@@ -223,17 +223,17 @@ class Stack:
         return branch.view(key, stacked, groups)
 
     def _pieces(self, name: str, key: str, stacked: Tensor) -> Tensor:
-        """A stacked tensor for each piece."""
+        """A stacked tensor as (s, ...) by pieces; shared tensors are looked up for each piece."""
         found = self._all(name, key, stacked)
         if self.piece_of is None or key not in self._branch(name).shared:
             return found
         if key in self._branch(name).group_dims:
-            # Input channels in front in memory, as a batched product over the rest wants them.
+            # Input channels first in memory, as a batched product over the rest needs them.
             return found.movedim(-1, 1).index_select(0, self.piece_of).movedim(1, -1)
         return found.index_select(0, self.piece_of)
 
     def _collect(self, name: str, key: str, stacked: Tensor, pieces: Tensor) -> None:
-        """Sum up over the pieces of each convolution, into a stacked tensor."""
+        """Sum ``pieces`` over the pieces of each convolution, into a stacked tensor."""
         if not self._moves_groups(name, key):
             self._all(name, key, stacked).index_add_(0, self.piece_of, pieces)
             return
