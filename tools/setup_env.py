@@ -184,6 +184,9 @@ class Environment:
         # pip's cache would hand this wheel to whoever wants one with operators.
         command = self.pip('install', '--no-cache-dir', spec)
         self.run(f'installing {spec}', command, dict(os.environ, MMCV_WITH_OPS='0'))
+        # For a mmseg:: base its MMEngine looks for this name, which the fork does not have.
+        (site,) = self.folder.glob('lib/python*/site-packages')
+        (site / 'mmsegmentation').symlink_to('mmseg')
 
     def install_compiled_mmcv(self):
         """Install mmcv with its operators: a compiled one where there is one that loads."""

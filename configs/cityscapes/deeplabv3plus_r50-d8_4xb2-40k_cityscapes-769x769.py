@@ -11,11 +11,7 @@ model = dict(
     data_preprocessor=dict(size=(769, 769)),
     backbone=dict(
         type='ResNet',
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='work_dirs/resnet50_4xb64-120e_in1k/epoch_120.pth',
-            prefix='backbone.',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
     ),
     decode_head=dict(align_corners=True),
     auxiliary_head=dict(align_corners=True),

@@ -11,10 +11,6 @@ model = dict(
     data_preprocessor=dict(size=(512, 1024)),
     backbone=dict(
         type='ResNet',
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='work_dirs/resnet50_4xb64-120e_in1k/epoch_120.pth',
-            prefix='backbone.',
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
     ),
 )

@@ -4,13 +4,3 @@ _base_ = [
     '../_base_/schedules/coco_1x.py',
     '../_base_/mmdet_runtime.py',
 ]
-
-model = dict(
-    backbone=dict(
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='work_dirs/resnet50_4xb64-120e_in1k/epoch_120.pth',
-            prefix='backbone.',
-        ),
-    ),
-)

@@ -6,14 +6,4 @@ _base_ = [
     '../_base_/mmdet_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='work_dirs/resnet50_4xb64-120e_in1k/epoch_120.pth',
-            prefix='backbone.',
-        ),
-    ),
-)
-
 optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -72,7 +72,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
                 f'{checkpoint} has no key that begins with {prefix}: wanted a checkpoint with that '
                 'backbone, or another prefix in init_cfg'
             )
-    said = f'{checkpoint}: {load_into(backbone, state_dict, str(checkpoint))}'
+    said = load_into(backbone, state_dict, str(checkpoint))
     print_log(said, logger='current')
     return said
 
@@ -109,7 +109,7 @@ def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str
     reference = plain_reference(backbone, own) if plain else None
     backbone.load_state_dict(own)
     refuse_non_finite(backbone, source)
-    said = f'loaded all {len(own)} tensors'
+    said = f'loaded all {len(own)} tensors of {source}'
     if plain:
         error = apart(reference, backbone)
         if not error < TOLERANCE:
@@ -118,7 +118,7 @@ def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str
                 f'outputs are {error:.1e} apart: leave convolutions plain with reparam.where'
             )
         said += (
-            f' of a plain network; {len(plain)} blocks imitate its convolutions, outputs are '
+            f', a plain network: {len(plain)} blocks imitate its convolutions, outputs are '
             f'{error:.1e} apart'
         )
     left = len(found) - sum(key in found for key in own)

@@ -77,7 +77,7 @@ def test_what_was_done_is_said(resnet18, library, tmp_path):
     torch.save(resnet18.state_dict(), path)
     said = load_pretrained(build(f'{library}.OREPAResNet', depth=18), str(path))
     match = re.fullmatch(
-        rf'{re.escape(str(path))}: loaded all 120 tensors of a plain network; 17 blocks imitate '
+        rf'loaded all 120 tensors of {re.escape(str(path))}, a plain network: 17 blocks imitate '
         r'its convolutions, outputs are (\S+) apart; left 2 of other parts',
         said,
     )

@@ -44,7 +44,7 @@ def test_every_tensor_arrives_and_is_reported(library, pretrained, tmp_path, cap
         assert torch.equal(state_dict[key], value), key
     assert len(state_dict) == len(pretrained.state_dict())
     printed = capsys.readouterr()
-    assert f'{path}: loaded all {len(state_dict)} tensors' in printed.out + printed.err
+    assert f'loaded all {len(state_dict)} tensors of {path}' in printed.out + printed.err
 
 
 def without_scale(state_dict):

@@ -44,7 +44,11 @@ def check(program: str, *words: str) -> None:
 
 
 def check_python(script: str, *words: str) -> None:
-    """A program of this repository."""
+    """A program of this repository, or a package that is one."""
+    if script == '-m':
+        if importlib.util.find_spec(f'{words[0]}.__main__') is None:
+            wrong(f'{words[0]} is no program')
+        return
     if not (ROOT / script).is_file():
         wrong(f'no {script}')
     if any(word.startswith('[') or word in ('...', 'COMMAND', 'FORMAT') for word in words):
