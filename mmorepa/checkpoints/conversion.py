@@ -112,9 +112,9 @@ def convert(
     form = 'squeezed' if keep_bn else 'deploy'
     meta = dict(source.checkpoint['meta'], mmorepa=dict(form=form, version=__version__))
     # Both or neither: the config gets its name once the checkpoint has its own.
-    with written_whole(out_config) as temporary:
+    with written_whole(out_config, force) as temporary:
         temporary.write_text(deployed_config(cfg, keep_bn).pretty_text)
-        save_checkpoint(dict(meta=meta, state_dict=dict(after.state_dict())), out)
+        save_checkpoint(dict(meta=meta, state_dict=dict(after.state_dict())), out, force)
     return Conversion(
         source_form=source.form,
         form=form,

@@ -162,13 +162,14 @@ def _found(checkpoint: Mapping, reason: str) -> str:
     return f'it has {reason}'
 
 
-def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
+def save_checkpoint(checkpoint: dict, path: str | os.PathLike, replace: bool = True) -> None:
     """Write a checkpoint that ``weights_only=True`` loads; whole, or not at all.
 
     Args:
         checkpoint (dict): Tensors and plain values; numpy values are turned into Python's, what
             else is no plain value into its text.
-        path (str | os.PathLike): Where to. An existing file is replaced.
+        path (str | os.PathLike): Where to.
+        replace (bool): See :func:`written_whole`. Defaults to True.
 
     Raises:
         UserError: If the file cannot be written, or values are nested without end.
@@ -177,7 +178,7 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
         content = _plain(checkpoint)
     except RecursionError:
         raise UserError(f'{path} is not written: the checkpoint nests values too deep') from None
-    with written_whole(path) as temporary:
+    with written_whole(path, replace) as temporary:
         torch.save(content, temporary)
 
 
@@ -223,11 +224,16 @@ def _weights_only(loader: Callable) -> Callable:
 
 
 @contextlib.contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+def written_whole(path: str | os.PathLike, replace: bool = True) -> Iterator[Path]:
     """A temporary file in the folder of ``path``, renamed to it if the block ends well.
 
+    Args:
+        path (str | os.PathLike): The name that the file gets.
+        replace (bool): Whether to replace a file of this name, also one that came to be while the
+            block ran. Defaults to True.
+
     Raises:
-        UserError: If there can be no file at ``path``.
+        UserError: If there can be no file at ``path``, or there is one and ``replace`` is False.
     """
     path = Path(path)
     if path.is_dir():
@@ -245,9 +251,24 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            _rename_to_a_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rename_to_a_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # which no two processes can do
+    except FileExistsError:
+        raise UserError(
+            f'{path} exists already, another process has just written it: choose another name or '
+            'pass --force'
+        ) from None
+    except OSError:  # of a file system without links
+        temporary.replace(path)
 
 
 def _plain(value):

@@ -54,6 +54,8 @@ def load_config(
         while error.__cause__ or error.__context__:
             error = error.__cause__ or error.__context__
         raise UserError(f'{path} imports what cannot be imported: {error}') from None
+    except SystemExit:
+        raise UserError(f'{path} ends the process while it is read: take exit() out') from None
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f'{path} is no config that can be read: {reason}') from None

@@ -11,7 +11,7 @@ from mmpretrain.models import ResNet
 
 from mmorepa import OREPAConv2d, verify
 from mmorepa.checkpoints import conversion, load_any_form
-from mmorepa.checkpoints.comparing import probe_image
+from mmorepa.checkpoints.comparing import compare_forms, probe_image
 from mmorepa.checkpoints.conversion import convert
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import Agreement
@@ -164,6 +164,22 @@ class TestWhatIsRefused:
         assert files(tmp_path) == before
         convert(narrow_config(), training_checkpoint, out, force=True, probe_size=SIZE)
         assert torch.load(out, weights_only=True)['meta']['mmorepa']['form'] == 'deploy'
+
+    @pytest.mark.parametrize('name', ['model.pth', 'model.py'])
+    def test_a_file_that_comes_to_be_meanwhile(
+        self, name, narrow_config, training_checkpoint, tmp_path, monkeypatch
+    ):
+        """As of another process that converts into the same name; one of both is lost otherwise."""
+
+        def compare(*args):
+            (tmp_path / name).write_text('of another process')
+            return compare_forms(*args)
+
+        monkeypatch.setattr('mmorepa.checkpoints.conversion.compare_forms', compare)
+        out = tmp_path / 'model.pth'
+        self.refused('another process has just', narrow_config(), training_checkpoint, out)
+        assert (tmp_path / name).read_text() == 'of another process'
+        assert not list(tmp_path.glob('.model*'))
 
     def test_name_of_a_config(self, narrow_config, training_checkpoint, tmp_path):
         out = tmp_path / 'model.py'

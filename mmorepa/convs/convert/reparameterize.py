@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError
 from ..blocks.normed import AbsorbedNorm
 from ..blocks.table import find_block
+from ..reparam import ReparamConv2d
 from .pairs import conv_norm_pairs, is_batch_norm, is_plain
 
 #: Which convolutions to replace: those whose dotted name contains a match of a regular expression,
@@ -69,6 +71,7 @@ def substitute(
     pairs = {id(pair.conv): pair for pair in conv_norm_pairs(model) if is_batch_norm(pair.norm)}
     blocks = {}
     absorbed = []
+    users = _users_of_weights(model)
     for name, conv in model.named_modules():
         if not is_plain(conv) or not _matches(where, name, conv):
             continue
@@ -76,15 +79,19 @@ def substitute(
         norm = pair.norm if pair else None
         if not kind.accepts(conv, norm, **options):
             continue
+        if len(users[id(conv.weight)]) > 1:
+            names = ' and '.join(user.removeprefix('0.') for user in users[id(conv.weight)])
+            raise UserError(
+                f'{names} share one weight, which blocks of their own would not: leave them out '
+                "with 'where', or use one module in both places"
+            )
         try:
             new = kind.from_conv(conv, norm, **options)
             if keep_function:
                 new.imitate(conv, norm)
         except UserError as error:
             raise UserError(f'{name.removeprefix("0.")}: {error}') from None
-        new.train(conv.training)
-        if not conv.weight.requires_grad:
-            new.requires_grad_(False)
+        _take_over(new, conv, norm)
         blocks[id(conv)] = new
         if new.takes_norm:
             absorbed.append(pair)
@@ -93,8 +100,41 @@ def substitute(
             if id(child) in blocks:
                 parent._modules[name] = blocks[id(child)]
     for pair in absorbed:
-        pair.parent._modules[pair.norm_name] = AbsorbedNorm(pair.norm, pair.conv)
+        norm, absorbing = pair.norm, AbsorbedNorm(pair.norm, pair.conv)
+        _take_hooks_over(absorbing, norm)
+        pair.parent._modules[pair.norm_name] = absorbing
     return len(blocks)
+
+
+def _take_over(block: ReparamConv2d, conv: nn.Conv2d, norm: _BatchNorm | None) -> None:
+    """Give a block the mode, the frozen parts and the hooks of what it takes the place of."""
+    block.train(norm.training if block.takes_norm else conv.training)
+    if not conv.weight.requires_grad:
+        block.requires_grad_(False)
+    if block.takes_norm:
+        for branch in block.children():
+            branch.norm.weight.requires_grad_(norm.weight.requires_grad)
+            branch.norm.bias.requires_grad_(norm.bias.requires_grad)
+    elif conv.bias is not None:
+        block.bias.requires_grad_(conv.bias.requires_grad)
+    _take_hooks_over(block, conv)
+
+
+def _take_hooks_over(new: nn.Module, old: nn.Module) -> None:
+    """Give a module the forward and backward hooks of another; their handles still remove them."""
+    for name, hooks in vars(old).items():
+        if name.startswith(('_forward_', '_backward_')) and hooks:
+            vars(new)[name] = hooks
+
+
+def _users_of_weights(model: nn.Module) -> dict[int, list[str]]:
+    """The names of the modules that hold each tensor as their ``weight``, by its id."""
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get('weight')
+        if weight is not None:
+            users.setdefault(id(weight), []).append(name)
+    return users
 
 
 def _matches(where: Where, name: str, conv: nn.Conv2d) -> bool:

@@ -235,3 +235,59 @@ def test_keeping_the_function_wants_the_original_branch():
     block = dict(type='OREPA', branches=['average'])
     with pytest.raises(ValueError, match="keep_function wants the branch 'original'"):
         reparameterize(nn.Conv2d(4, 4, 3), block, keep_function=True)
+
+
+@pytest.mark.parametrize('keep_function', [True, False])
+def test_a_block_takes_the_mode_of_the_norm_that_it_takes_in(keep_function):
+    """Frozen statistics stay frozen in a model that trains."""
+    model = make_trained_like(small()).train()
+    model[0][1].eval()
+    before = model[0][:2](image(16))
+    reparameterize(model, 'DBB', keep_function=keep_function)
+    assert not any(norm.training for norm in model[0][0].modules() if isinstance(norm, _BatchNorm))
+    if keep_function:
+        torch.testing.assert_close(model[0][:2](image(16)), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('frozen', ['convolution', 'norm', 'bias'])
+def test_what_is_frozen_stays_so_part_by_part(frozen):
+    block = 'OREPA' if frozen == 'bias' else 'DBB'
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, bias=frozen == 'bias'), nn.BatchNorm2d(4))
+    part = dict(convolution=model[0], norm=model[1], bias=model[0].bias)[frozen]
+    part.requires_grad_(False)
+    reparameterize(model, block)
+    if frozen == 'bias':
+        assert not model[0].bias.requires_grad
+        assert all(p.requires_grad for p in model[0].kernel.parameters())
+        return
+    norms = [branch.norm for branch in model[0].children()]
+    others = {*model[0].parameters()} - {p for norm in norms for p in norm.parameters()}
+    assert all(p.requires_grad == (frozen != 'norm') for n in norms for p in n.parameters())
+    if frozen == 'convolution':
+        assert not any(p.requires_grad for p in others)
+
+
+def test_shared_weights_are_refused_by_name():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    model[2].weight = model[0].weight
+    with pytest.raises(ValueError, match='^0 and 2 share one weight') as info:
+        reparameterize(model)
+    assert '\n' not in str(info.value)
+    assert type(model[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize('block', ['OREPA', 'DBB'])
+def test_hooks_go_on(block):
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+    seen = []
+    handles = [
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(type(module)))
+        for layer in model
+    ]
+    reparameterize(model, block)
+    model(torch.randn(2, 4, 8, 8))
+    assert len(seen) == 2
+    for handle in handles:
+        handle.remove()
+    model(torch.randn(2, 4, 8, 8))
+    assert len(seen) == 2
