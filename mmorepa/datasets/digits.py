@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
+from .in_place import write_sets
 
 DIGITS_CLASSES = (
     'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'
@@ -44,8 +44,6 @@ DIGITS_PER_CANVAS = (2, 5)  # fewest and most
 PLACING_TRIES = 20
 INK_THRESHOLD = 96  # of 255: as much ink as this is a mask pixel; more breaks thin strokes
 
-STAMP_NAME = 'digits.json'
-STAMP_MAKER = 'mmorepa digits'
 DATA_VERSION = 1  # to raise when the same arguments give other data
 
 
@@ -433,77 +431,5 @@ _BUILDERS: dict[str, Callable[..., None]] = {
 }
 
 
-# Putting a set in place
-
-
 def _write(out: str | os.PathLike, plan: dict[str, dict], force: bool) -> dict[str, bool]:
-    """Write the sets of ``plan``, {format: arguments}, after looking at all of their places."""
-    # A linked set is looked at, and replaced, where it really is.
-    targets = {name: Path(out, name).resolve() for name in plan}
-    stamps = {
-        name: {'made_by': STAMP_MAKER, 'version': DATA_VERSION, 'format': name, **arguments}
-        for name, arguments in plan.items()
-    }
-    missing = {name: _is_missing(targets[name], stamps[name], force) for name in plan}
-    for name, arguments in plan.items():
-        if missing[name]:
-            try:
-                _build_and_move(targets[name], stamps[name], _BUILDERS[name], arguments)
-            except OSError as error:
-                raise UserError(
-                    f'cannot write {targets[name]} ({error.strerror or error}): '
-                    'make room there, or choose another folder'
-                ) from error
-    return missing
-
-
-def _is_missing(target: Path, stamp: dict, force: bool) -> bool:
-    """Whether the set is yet to be written; an error if something else is in its place."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return True
-    found = _read_stamp(target)
-    if found == stamp:
-        return False
-    # A real ImageNet or COCO may well be here, and force must not delete it.
-    if found.get('made_by') != STAMP_MAKER or found.get('format') != stamp['format']:
-        raise UserError(
-            f'{target} is not a set of digits that mmorepa wrote: '
-            'move it away, or choose another folder'
-        )
-    if force:
-        return True
-    raise UserError(
-        f'{target} was made with {_spell(found)}, wanted {_spell(stamp)}: '
-        'choose another folder, or rewrite it with --force (force=True)'
-    )
-
-
-def _read_stamp(target: Path) -> dict:
-    try:
-        stamp = json.loads((target / STAMP_NAME).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def _spell(stamp: dict) -> str:
-    return ', '.join(f'{k} {v}' for k, v in stamp.items() if k not in ('made_by', 'format'))
-
-
-def _build_and_move(target: Path, stamp: dict, build: Callable, arguments: dict) -> None:
-    """Build beside ``target`` and rename, so that ``target`` is whole at every moment."""
-    new = target.with_name(f'.{target.name}.{os.getpid()}.new')
-    old = target.with_name(f'.{target.name}.{os.getpid()}.old')
-    try:
-        new.mkdir(parents=True)
-        build(new, **arguments)
-        (new / STAMP_NAME).write_text(json.dumps(stamp) + '\n', encoding='utf-8')
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    except BaseException:  # Ctrl-C too
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    return write_sets(out, plan, _BUILDERS, 'digits', DATA_VERSION, force)

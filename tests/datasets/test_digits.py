@@ -28,6 +28,7 @@ TOOL = ROOT / 'tools' / 'dataset_converters' / 'digits.py'
 
 CANVASES = (8, 4)
 SIZE = 160
+STAMP = 'digits.json'
 SMALL = {'canvases': (2, 1), 'size': 64}
 
 SCANS_IN_ALL = 1797
@@ -446,15 +447,15 @@ def test_another_version_is_refused(small, monkeypatch):
     ('name', 'content'),
     [
         ('photo.jpg', 'somebody else wrote this'),
-        (digits.STAMP_NAME, '{broken'),
-        (digits.STAMP_NAME, '[1]'),
-        (digits.STAMP_NAME, '{"made_by": "mmorepa digits", "format": "imagenet"}'),
+        (STAMP, '{broken'),
+        (STAMP, '[1]'),
+        (STAMP, '{"made_by": "mmorepa digits", "format": "imagenet"}'),
     ],
 )
 def test_what_is_not_ours_is_never_replaced(tmp_path, force, name, content):
     (tmp_path / 'coco').mkdir()
     (tmp_path / 'coco' / name).write_text(content)
-    with pytest.raises(UserError, match='not a set of digits that mmorepa wrote'):
+    with pytest.raises(UserError, match='no digits set that mmorepa wrote'):
         digits.write_digits(tmp_path, **SMALL, force=force)  # imagenet comes first, and waits
     assert (tmp_path / 'coco' / name).read_text() == content
     assert [path.name for path in tmp_path.iterdir()] == ['coco']
@@ -463,7 +464,7 @@ def test_what_is_not_ours_is_never_replaced(tmp_path, force, name, content):
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / 'coco').mkdir()
     assert digits.write_coco(tmp_path, **SMALL) is True
-    assert (tmp_path / 'coco' / digits.STAMP_NAME).is_file()
+    assert (tmp_path / 'coco' / STAMP).is_file()
 
 
 def test_a_linked_set_is_rewritten_where_it_is(small, tmp_path_factory):
@@ -471,7 +472,7 @@ def test_a_linked_set_is_rewritten_where_it_is(small, tmp_path_factory):
     (elsewhere / 'coco').symlink_to(small / 'coco')
     assert digits.write_coco(elsewhere, **SMALL, seed=5, force=True) is True
     assert (elsewhere / 'coco').is_symlink()
-    assert read_json(small / 'coco' / digits.STAMP_NAME)['seed'] == 5
+    assert read_json(small / 'coco' / STAMP)['seed'] == 5
 
 
 # Interrupted
@@ -527,7 +528,7 @@ def test_command_writes_says_refuses_and_forces(tool, tmp_path, capsys):
     coco = [str(tmp_path), '--formats', 'coco']
     assert tool(*coco) == 0
     assert capsys.readouterr().out == f'{tmp_path / "coco"}: written\n'
-    assert read_json(tmp_path / 'coco' / digits.STAMP_NAME) == {
+    assert read_json(tmp_path / 'coco' / STAMP) == {
         'made_by': 'mmorepa digits', 'version': 1, 'format': 'coco',
         'canvases': [2, 1], 'size': 64, 'seed': 0,
     }  # fmt: skip
