@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 scans of clothes, checked and put where the libraries read them.
+"""Fashion-MNIST: 70,000 scans of clothes, checked, as MNIST, COCO and Cityscapes sets.
 
 The data set is by Xiao, Rasul and Vollgraf (2017), https://arxiv.org/abs/1708.07747: 60,000 scans
 to train and 10,000 to test with, ten classes in equal numbers, 28x28 grey levels, MIT licence.
@@ -13,19 +13,34 @@ import os
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from ..errors import UserError
+from .canvases import (
+    PALETTE,
+    SPLITS,
+    Canvas,
+    build_cityscapes,
+    build_coco,
+    check_arguments,
+    check_split,
+    deal,
+)
 from .in_place import write_sets
 
 FASHION_CLASSES = (
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat',
     'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
 )  # fmt: skip
+
+BACKGROUND = len(FASHION_CLASSES)
+SEG_CLASSES = (*FASHION_CLASSES, 'background')
+SEG_PALETTE = PALETTE
 
 #: Where the Debian package dataset-fashion-mnist puts the files.
 DEBIAN_FOLDER = '/usr/share/datasets/fashion-mnist'
@@ -40,10 +55,23 @@ CHECKSUMS = {
 }
 SECONDS_TO_ANSWER = 60
 
-FORMATS = ('mnist',)
+FORMATS = ('mnist', 'coco', 'cityscapes')
+DEFAULT_CANVASES = (800, 200)  # train, val
+DEFAULT_CANVAS_SIZE = 160  # pixels
+#: The part of Fashion-MNIST that each split of the canvases is dealt from.
+PARTS = dict(zip(SPLITS, ('train', 't10k')))
+
 #: One scan of twelve is held out: 5,000 of the 60,000.
 HELD_OUT = 12
 DATA_VERSION = 1  # to raise when the same arguments give other data
+
+SCANS_PER_CANVAS = (3, 8)  # fewest and most
+SCALES = (8, 7, 6, 5, 4, 3)  # a scan is one part of so many of the canvas's width
+SHAPES_PER_CANVAS = (4, 9)
+CUTTINGS_PER_CANVAS = (2, 6)
+PLACING_TRIES = 20
+SEEN = 0.4  # a scan stays while so much of it is seen
+CLOTH_LEVEL = 24  # of 255: what is darker is the ground of a scan
 
 
 def default_source() -> str:
@@ -124,11 +152,50 @@ def hold_out(labels: np.ndarray) -> np.ndarray:
     return held
 
 
+def scatter(
+    split: str,
+    count: int,
+    size: int = DEFAULT_CANVAS_SIZE,
+    seed: int = 0,
+    source: str | None = None,
+) -> Iterator[Canvas]:
+    """Scatter the scans of one part over canvases, on textured ground among clutter.
+
+    A canvas is dealt 3 to 8 scans, each an eighth to a third of it wide, some mirrored, each in a
+    colour of its own; they may cover each other. One of which too little would be seen is left
+    out. The clutter is shapes, and cuttings of scans of the same part that are no objects.
+
+    Args:
+        split: ``'train'``, of the training part, or ``'val'``, of the test part.
+        count: Number of canvases; canvas ``i`` does not depend on it.
+        size: Width and height of a canvas in pixels, at least 48.
+        seed: Seed of everything random, at least 0.
+        source: As for :func:`read_files`. By default :func:`default_source`.
+
+    Yields:
+        ``count`` canvases; their ``scans`` are indices into the part.
+
+    Raises:
+        UserError: An argument is out of range, or the files cannot be had.
+    """
+    check_split(split)
+    check_arguments((count, count), size, seed)
+    scans, labels = read_scans(source or default_source(), PARTS[split])
+
+    def draw(hand: np.ndarray, rng: np.random.Generator) -> Canvas:
+        return _draw_canvas(scans, labels, hand, size, rng)
+
+    return deal(np.arange(len(labels)), split, count, seed, SCANS_PER_CANVAS, draw)
+
+
 def write_fashion(
     out: str | os.PathLike,
     formats: Sequence[str] = FORMATS,
-    source: str | None = None,
+    canvases: Sequence[int] = DEFAULT_CANVASES,
+    size: int = DEFAULT_CANVAS_SIZE,
+    seed: int = 0,
     force: bool = False,
+    source: str | None = None,
 ) -> dict[str, bool]:
     """Write several sets; if one of them is refused, none is written.
 
@@ -137,11 +204,17 @@ def write_fashion(
     alike, and all of it comes out of the training part: 55,000 scans to train and 5,000 to test
     with. Whoever chooses by the latter has never seen the test part.
 
+    ``OUT/coco`` and ``OUT/cityscapes`` get the canvases of :func:`scatter`, laid out and read as
+    those of :mod:`mmorepa.datasets.digits`, with the classes of this module.
+
     Args:
         out: Folder that gets one folder a format.
-        formats: Any of ``'mnist'``.
-        source: As for :func:`read_files`. By default :func:`default_source`.
+        formats: Any of ``'mnist'``, ``'coco'`` and ``'cityscapes'``.
+        canvases: Numbers of COCO and Cityscapes pictures for train and val.
+        size: Width and height of those pictures in pixels, at least 48.
+        seed: Seed of the scattering, at least 0.
         force: Write again what an earlier run made with other arguments.
+        source: As for :func:`read_files`. By default :func:`default_source`.
 
     Returns:
         For each format, True if it was written and False if it was there already, made with the
@@ -154,9 +227,96 @@ def write_fashion(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise UserError(f'format {unknown[0]!r} is unknown: want any of {", ".join(FORMATS)}')
-    source = source or default_source()
-    builders = {name: functools.partial(_BUILDERS[name], source) for name in formats}
-    return write_sets(out, {name: {} for name in formats}, builders, 'fashion', DATA_VERSION, force)
+    arguments = check_arguments(canvases, size, seed)
+    plan = {name: {} if name == 'mnist' else arguments for name in formats}
+    builders = {
+        name: functools.partial(_BUILDERS[name], source or default_source()) for name in formats
+    }
+    return write_sets(out, plan, builders, 'fashion', DATA_VERSION, force)
+
+
+# Drawing. Pillow resizes 8-bit pictures in integers, so the pixels are alike on every machine.
+
+
+def _enlarge(scan: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Grey levels (H, W) in uint8, smoothly to (height, width)."""
+    return np.asarray(Image.fromarray(scan).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _draw_ground(size: int, rng: np.random.Generator) -> Image.Image:
+    """Ground of (size, size): colour clouds, stripes across them, and shapes."""
+    clouds = rng.integers(0, 200, (int(rng.integers(3, 9)),) * 2 + (3,), dtype=np.uint8)
+    ground = Image.fromarray(clouds).resize((size, size), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(ground)
+    gap, slope = int(rng.integers(6, 24)), int(rng.integers(-size, size + 1))
+    colour = tuple(rng.integers(0, 200, 3).tolist())
+    for start in range(-size, 2 * size, gap):
+        pen.line([start, 0, start + slope, size], fill=colour, width=int(rng.integers(1, 3)))
+    for _ in range(rng.integers(*SHAPES_PER_CANVAS, endpoint=True)):
+        left, top = rng.integers(-size // 8, size, 2).tolist()
+        width, height = rng.integers(size // 16, size // 3, 2).tolist()
+        shape = (pen.ellipse, pen.rectangle, pen.line)[rng.integers(3)]
+        shape(
+            [left, top, left + width, top + height],
+            fill=tuple(rng.integers(0, 256, 3).tolist()),
+            width=int(rng.integers(1, 5)),
+        )
+    return ground
+
+
+def _paint(image: np.ndarray, cloth: np.ndarray, spot: tuple, colour: np.ndarray) -> None:
+    """Paint a scan in a colour into ``image``, (size, size, 3) in int64."""
+    grey = cloth[..., None].astype(np.int64)
+    # The darkest cloth keeps a third of its colour, or it would be a hole.
+    painted = colour * (128 + grey) // 383
+    image[spot] = np.where(grey >= CLOTH_LEVEL, painted, image[spot])
+
+
+def _draw_canvas(
+    scans: np.ndarray, labels: np.ndarray, hand: np.ndarray, size: int, rng: np.random.Generator
+) -> Canvas:
+    """Draw the scans of ``hand``, later ones over earlier ones."""
+    image = np.asarray(_draw_ground(size, rng)).astype(np.int64)
+
+    def place(scan: np.ndarray) -> tuple[np.ndarray, tuple, np.ndarray]:
+        side = size // SCALES[rng.integers(len(SCALES))]
+        width, height = rng.integers(side * 4 // 5, side + 1, 2).tolist()
+        top, left = (int(rng.integers(0, size - length + 1)) for length in (height, width))
+        cloth = _enlarge(scan[:, :: rng.choice((-1, 1))], width, height)
+        return cloth, np.s_[top : top + height, left : left + width], rng.integers(60, 256, 3)
+
+    cuttings = rng.integers(*CUTTINGS_PER_CANVAS, endpoint=True)
+    for scan in rng.integers(0, len(scans), cuttings).tolist():
+        top, left = rng.integers(0, 15, 2).tolist()
+        _paint(image, *place(scans[scan][top : top + 14, left : left + 14]))
+
+    whole, seen, placed = [], [], []
+    for scan in hand.tolist():
+        for _ in range(PLACING_TRIES):
+            cloth, spot, colour = place(scans[scan])
+            mask = np.zeros((size, size), dtype=bool)
+            mask[spot] = cloth >= CLOTH_LEVEL
+            left_over = [old & ~mask for old in seen]
+            if mask.any() and all(
+                rest.sum() >= SEEN * full for rest, full in zip(left_over, whole)
+            ):
+                break
+        else:
+            continue
+        _paint(image, cloth, spot, colour)
+        whole.append(mask.sum())
+        seen = [*left_over, mask]
+        placed.append(scan)
+    grain = rng.integers(-16, 17, image.shape)
+    return Canvas(
+        image=np.clip(image + grain, 0, 255).astype(np.uint8),
+        masks=np.stack(seen),
+        labels=tuple(labels[placed].tolist()),
+        scans=tuple(placed),
+    )
+
+
+# Building one set in a new folder
 
 
 def _build_mnist(source: str, root: Path) -> None:
@@ -178,4 +338,23 @@ def _idx(values: np.ndarray) -> bytes:
     return header.tobytes() + values.tobytes()
 
 
-_BUILDERS: dict[str, Callable[..., None]] = {'mnist': _build_mnist}
+def _scatter_splits(source: str, canvases: Sequence[int], size: int, seed: int) -> dict:
+    return {
+        split: scatter(split, count, size, seed, source) for split, count in zip(SPLITS, canvases)
+    }
+
+
+def _build_coco(source: str, root: Path, **arguments) -> None:
+    info = {'description': 'Fashion-MNIST, scattered', 'version': DATA_VERSION}
+    build_coco(root, _scatter_splits(source, **arguments), FASHION_CLASSES, 'clothes', info)
+
+
+def _build_cityscapes(source: str, root: Path, **arguments) -> None:
+    build_cityscapes(root, _scatter_splits(source, **arguments), BACKGROUND, 'fashion')
+
+
+_BUILDERS: dict[str, Callable[..., None]] = {
+    'mnist': _build_mnist,
+    'coco': _build_coco,
+    'cityscapes': _build_cityscapes,
+}

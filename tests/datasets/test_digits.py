@@ -17,7 +17,7 @@ from PIL import Image
 pytest.importorskip('sklearn', reason='the digits come with scikit-learn')
 
 from mmorepa import cli
-from mmorepa.datasets import digits
+from mmorepa.datasets import canvases, digits
 from mmorepa.errors import UserError
 
 # One worker writes the sets and imports the three libraries.
@@ -290,9 +290,9 @@ def test_run_lengths_at_the_borders(pixels):
     mask_api = pytest.importorskip('pycocotools.mask')
     mask = np.zeros((3, 4), dtype=bool)
     mask[tuple(zip(*pixels))] = True
-    rle = mask_api.frPyObjects(digits._rle(mask), 3, 4)
+    rle = mask_api.frPyObjects(canvases.run_lengths(mask), 3, 4)
     assert np.array_equal(mask_api.decode(rle), mask)
-    assert digits._box(mask) == mask_api.toBbox(rle).tolist()
+    assert canvases.box(mask) == mask_api.toBbox(rle).tolist()
 
 
 def test_mmdet_metric_gives_the_truth_full_marks(out):
@@ -481,13 +481,13 @@ def test_a_linked_set_is_rewritten_where_it_is(small, tmp_path_factory):
 def interrupt_at_picture(monkeypatch):
     saved = []
 
-    def save(pixels, path, save=digits._save):
+    def save(self, path, save=Image.Image.save):
         saved.append(path)
         if len(saved) > 1:
             raise KeyboardInterrupt
-        save(pixels, path)
+        save(self, path)
 
-    monkeypatch.setattr(digits, '_save', save)
+    monkeypatch.setattr(Image.Image, 'save', save)
 
 
 def interrupt_at_rename(monkeypatch):

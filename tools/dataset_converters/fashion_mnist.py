@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Put Fashion-MNIST where mmpretrain reads it, a part of it held out.
+"""Put Fashion-MNIST in place, as MNIST with a part held out and as small COCO and Cityscapes sets.
 
 Example: python tools/dataset_converters/fashion_mnist.py data/fashion
 """
@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmorepa import cli
-from mmorepa.datasets.fashion import FORMATS, default_source, write_fashion
+from mmorepa.datasets.fashion import (
+    DEFAULT_CANVAS_SIZE,
+    DEFAULT_CANVASES,
+    FORMATS,
+    default_source,
+    write_fashion,
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,6 +33,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='folder or URL with the four .gz files (%(default)s)',
     )
     parser.add_argument(
+        '--canvases',
+        nargs=2,
+        type=int,
+        metavar=('TRAIN', 'VAL'),
+        default=DEFAULT_CANVASES,
+        help='number of COCO and Cityscapes pictures (%(default)s)',
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=DEFAULT_CANVAS_SIZE,
+        help='width and height of those pictures in pixels (%(default)s)',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the scattering (%(default)s)')
+    parser.add_argument(
         '--force', action='store_true', help='rewrite sets made with other arguments'
     )
     return parser.parse_args(argv)
@@ -34,7 +55,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    written = write_fashion(args.out, args.formats, args.source, args.force)
+    written = write_fashion(
+        args.out, args.formats, args.canvases, args.size, args.seed, args.force, args.source
+    )
     for name, new in written.items():
         state = 'written' if new else 'there already, made with the same arguments'
         print(f'{args.out / name}: {state}')
