@@ -32,7 +32,7 @@ model = dict(
     ),
 )
 
-# Eight epochs of 800 pictures.
+# Four epochs of 1,600 pictures.
 optim_wrapper = dict(optimizer=dict(lr=0.05))
 param_scheduler = [dict(type='PolyLR', eta_min=0, power=0.9, begin=0, end=1600, by_epoch=False)]
 train_cfg = dict(max_iters=1600, val_interval=1600)

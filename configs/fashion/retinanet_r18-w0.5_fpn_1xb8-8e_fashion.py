@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 # Half as wide, as it was pretrained; a narrow neck and head, for a CPU. Anchors half as large
-# as usual: the smallest clothes are 16 pixels wide.
+# as usual: the smallest clothes are 20 pixels wide.
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(

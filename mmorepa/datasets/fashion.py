@@ -56,7 +56,7 @@ CHECKSUMS = {
 SECONDS_TO_ANSWER = 60
 
 FORMATS = ('mnist', 'coco', 'cityscapes')
-DEFAULT_CANVASES = (800, 200)  # train, val
+DEFAULT_CANVASES = (1600, 400)  # train, val
 DEFAULT_CANVAS_SIZE = 160  # pixels
 #: The part of Fashion-MNIST that each split of the canvases is dealt from.
 PARTS = dict(zip(SPLITS, ('train', 't10k')))
@@ -65,8 +65,8 @@ PARTS = dict(zip(SPLITS, ('train', 't10k')))
 HELD_OUT = 12
 DATA_VERSION = 1  # to raise when the same arguments give other data
 
-SCANS_PER_CANVAS = (3, 8)  # fewest and most
-SCALES = (8, 7, 6, 5, 4, 3)  # a scan is one part of so many of the canvas's width
+SCANS_PER_CANVAS = (3, 7)  # fewest and most
+SCALES = (6, 5, 4, 3)  # a scan is one part of so many of the canvas's width
 SHAPES_PER_CANVAS = (4, 9)
 CUTTINGS_PER_CANVAS = (2, 6)
 PLACING_TRIES = 20
@@ -161,9 +161,9 @@ def scatter(
 ) -> Iterator[Canvas]:
     """Scatter the scans of one part over canvases, on textured ground among clutter.
 
-    A canvas is dealt 3 to 8 scans, each an eighth to a third of it wide, some mirrored, each in a
-    colour of its own; they may cover each other. One of which too little would be seen is left
-    out. The clutter is shapes, and cuttings of scans of the same part that are no objects.
+    A canvas is dealt 3 to 7 scans, each a sixth to a third of it wide and high, or up to a fifth
+    less; some are mirrored, each has a colour of its own, and they may cover each other. One is
+    left out where too little of it or of others would be seen. The clutter is shapes, and cuttings of scans of the same part that are no objects.
 
     Args:
         split: ``'train'``, of the training part, or ``'val'``, of the test part.
@@ -307,7 +307,7 @@ def _draw_canvas(
         whole.append(mask.sum())
         seen = [*left_over, mask]
         placed.append(scan)
-    grain = rng.integers(-16, 17, image.shape)
+    grain = rng.integers(-8, 9, image.shape)
     return Canvas(
         image=np.clip(image + grain, 0, 255).astype(np.uint8),
         masks=np.stack(seen),
