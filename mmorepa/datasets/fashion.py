@@ -163,7 +163,8 @@ def scatter(
 
     A canvas is dealt 3 to 7 scans, each a sixth to a third of it wide and high, or up to a fifth
     less; some are mirrored, each has a colour of its own, and they may cover each other. One is
-    left out where too little of it or of others would be seen. The clutter is shapes, and cuttings of scans of the same part that are no objects.
+    left out where too little of it or of others would be seen. The clutter is shapes, and cuttings
+    of scans of the same part that are no objects.
 
     Args:
         split: ``'train'``, of the training part, or ``'val'``, of the test part.
