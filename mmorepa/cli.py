@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from .errors import UserError
 
@@ -50,6 +51,51 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='change fields of the config: key=value, nested.key=value, key="[a,b]"',
     )
+
+
+def add_canvas_options(
+    parser: argparse.ArgumentParser,
+    formats: Sequence[str],
+    canvases: Sequence[int],
+    size: int,
+) -> None:
+    """Add what the converters of small data sets take: where to, which sets, how large.
+
+    Args:
+        parser (argparse.ArgumentParser): Gets the arguments.
+        formats (Sequence[str]): The sets that there are.
+        canvases (Sequence[int]): The default numbers of pictures for train and val.
+        size (int): The default width and height of a picture in pixels.
+    """
+    parser.add_argument('out', type=Path, help='folder that gets one folder a format')
+    parser.add_argument(
+        '--formats', nargs='+', choices=formats, default=formats, help='sets to write (all)'
+    )
+    parser.add_argument(
+        '--canvases',
+        nargs=2,
+        type=int,
+        metavar=('TRAIN', 'VAL'),
+        default=canvases,
+        help='number of COCO and Cityscapes pictures (%(default)s)',
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=size,
+        help='width and height of those pictures in pixels (%(default)s)',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the scattering (%(default)s)')
+    parser.add_argument(
+        '--force', action='store_true', help='rewrite sets made with other arguments'
+    )
+
+
+def print_written(out: Path, written: Mapping[str, bool]) -> None:
+    """Print which sets a converter wrote, and which were there."""
+    for name, new in written.items():
+        state = 'written' if new else 'there already, made with the same arguments'
+        print(f'{out / name}: {state}')
 
 
 def add_launcher_options(parser: argparse.ArgumentParser) -> None:

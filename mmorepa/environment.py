@@ -163,7 +163,7 @@ def ops_problem() -> str:
     folder = _folder('mmcv')
     if folder is None:
         return 'no mmcv'
-    file = _compiled(folder)
+    file = compiled_ops(folder)
     if file is None:
         # Those of mmorepa.ops, for this process or installed.
         there = OPS in sys.modules or (folder / '_ext.py').is_file()
@@ -180,8 +180,12 @@ def ops_problem() -> str:
     return ''
 
 
-def _compiled(folder):
-    """The file of mmcv's compiled operators in its folder; None where there is none."""
+def compiled_ops(folder):
+    """The file of mmcv's compiled operators in its folder; None where there is none.
+
+    Args:
+        folder: mmcv's.
+    """
     files = [folder / f'_ext{suffix}' for suffix in EXTENSION_SUFFIXES]
     return next((f for f in files if f.is_file()), None)
 
@@ -211,7 +215,8 @@ def _row(module, library):
 def _ops_row(library):
     problem = ops_problem()
     if not problem:
-        return Row(OPS, "mmcv's own" if _compiled(_folder('mmcv')) else 'mmorepa.ops', 'that loads')
+        found = "mmcv's own" if compiled_ops(_folder('mmcv')) else 'mmorepa.ops'
+        return Row(OPS, found, 'that loads')
     dist, number = _installed('mmcv')
     mend = INSTALL_OPS
     if problem != NO_OPS:

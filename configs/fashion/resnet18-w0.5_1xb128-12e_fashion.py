@@ -1,6 +1,6 @@
 _base_ = ['./resnet18-w0.5_1xb128-8e_fashion.py']
 
-# Equal time: twelve plain epochs take as long as eight of OREPA, see docs/evidence.md.
+# For a comparison at equal time; how long both train is in the report, see docs/evidence.md.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-8, by_epoch=False, begin=0, end=6),
     dict(

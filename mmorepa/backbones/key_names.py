@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..convs.convert.plain import known_names, refuse_folded
+from ..errors import UserError
 
 #: mmpretrain's names for the convolutions and BatchNorms of a deep stem, by their positions in the
 #: sequence that mmdet and mmseg have.
@@ -43,6 +46,28 @@ RENAMINGS = [
     _GENERATED,
     _CONVOLVED,
 ]
+
+
+def named_for(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Rename a state dict to the names of a model, and refuse a deploy form.
+
+    Args:
+        model (nn.Module): A backbone, or a model around one, with blocks in training form.
+        state_dict (Mapping[str, Tensor]): The state dict of either.
+        source (str): The name of the checkpoint in error messages.
+
+    Returns:
+        dict[str, Tensor]: All tensors. Those that the model does not know keep their names.
+
+    Raises:
+        UserError: If BatchNorms are folded where the model has blocks.
+    """
+    found = named_as(state_dict, known_names(model))
+    try:
+        refuse_folded(model, found)
+    except UserError as error:
+        raise UserError(f'{source}: {error}') from None
+    return found
 
 
 def named_as(state_dict: Mapping[str, Tensor], known: set[str]) -> dict[str, Tensor]:

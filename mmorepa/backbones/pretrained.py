@@ -9,27 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from mmengine import fileio
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..checkpoints.comparing import probe_image
 from ..checkpoints.files import load_checkpoint
 from ..checkpoints.forms import refuse_non_finite
 from ..checkpoints.state_dict import misfit, with_counters
 from ..convs import verify
-from ..convs.convert.plain import (
-    imitating,
-    known_names,
-    plain_reference,
-    refuse_folded,
-    wanted,
-)
+from ..convs.convert.plain import imitating, plain_reference, wanted
+from ..convs.convert.squeezing import TOLERANCE
 from ..errors import UserError
-from .key_names import named_as
+from .key_names import named_for
 
-#: Largest relative difference of the outputs from the plain network's, in float32.
-TOLERANCE = 1e-4
 #: Height and width in pixels of the image on which outputs are compared.
 PROBE = 64
 
@@ -91,12 +84,8 @@ def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str
     Raises:
         UserError: If keys or shapes differ, blocks cannot imitate, or weights are not finite.
     """
-    found = named_as(state_dict, known_names(backbone))
+    found = named_for(backbone, state_dict, source)
     own = {key: value for key, value in found.items() if key.split('.')[0] in backbone._modules}
-    try:
-        refuse_folded(backbone, own)
-    except UserError as error:
-        raise UserError(f'{source}: {error}') from None
     needed = wanted(backbone, own)
     own = with_counters(needed, own)
     difference = misfit(needed, own)
@@ -129,6 +118,5 @@ def apart(before: nn.Module, after: nn.Module) -> float:
     """The largest difference of two backbones' outputs on an image, relative, in eval mode."""
     sample = next(before.parameters())
     first = next(m for m in before.modules() if isinstance(m, nn.Conv2d))
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, first.in_channels, PROBE, PROBE, generator=generator).to(sample)
+    image = probe_image(PROBE, first.in_channels).to(sample)
     return verify(before, after, image).relative

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from ..convs import Agreement, verify
 
 
-def probe_image(size: int) -> Tensor:
-    """The same random normalised image each time, (1, 3, size, size)."""
-    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+def probe_image(size: int, channels: int = 3) -> Tensor:
+    """The same random normalised image each time, (1, channels, size, size)."""
+    return torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def compare_forms(before: nn.Module, after: nn.Module, image: Tensor) -> Agreement:

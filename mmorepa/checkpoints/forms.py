@@ -12,8 +12,8 @@ from ..convs.finite import first_fault
 from ..errors import UserError
 from .state_dict import misfit, unusable
 
-#: What turns a model into each of its forms in turn, beginning with the one it is built in.
-CHANGES = (lambda model: model, squeeze, switch_to_deploy)
+#: The forms in the order in which one becomes the next, with what turns a model into each.
+FORMS = dict(training=lambda model: model, squeezed=squeeze, deploy=switch_to_deploy)
 
 
 def form_of(model: nn.Module) -> str:
@@ -52,7 +52,7 @@ def load_any_form(
     if reason := unusable(state_dict):
         raise UserError(f'{source} is no state_dict of tensors: it has {reason}')
     nearest, shared = '', -1
-    for change in CHANGES:
+    for change in FORMS.values():
         change(model)
         wanted = model.state_dict()
         difference = misfit(wanted, state_dict)

@@ -12,13 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from ..convs import squeeze, switch_to_deploy
 from ..errors import UserError
 from .files import load_checkpoint
-from .forms import load_any_form
-
-#: The forms in the order in which one becomes the next, with what makes it.
-FORMS = dict(training=lambda model: model, squeezed=squeeze, deploy=switch_to_deploy)
+from .forms import FORMS, load_any_form
 
 
 @dataclass(frozen=True)
@@ -67,15 +63,38 @@ def load_model(
         content (Mapping, optional): What is in the checkpoint, if it was read already.
 
     Returns:
-        Loaded: See there.
+        Loaded: The model with what was loaded.
 
     Raises:
         UserError: If the checkpoint cannot be read, does not fit the config, or is in a form that
             does not become the one that is asked for.
     """
-    source = load_checkpoint(checkpoint) if content is None else content
-    model = build_model(cfg)
-    found = load_any_form(model, source['state_dict'], str(checkpoint))
+    content = load_checkpoint(checkpoint) if content is None else content
+    return load_form(build_model(cfg), checkpoint, form, content)
+
+
+def load_form(
+    model: nn.Module,
+    checkpoint: str | os.PathLike,
+    form: str | None = None,
+    content: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Do as :func:`load_model` with a model that is built.
+
+    Args:
+        model (nn.Module): As its config builds it. It is changed in place.
+        checkpoint (str | os.PathLike): As there, like ``form`` and ``content``.
+        form (str, optional): See ``checkpoint``.
+        content (Mapping, optional): See ``checkpoint``.
+
+    Returns:
+        Loaded: The model with what was loaded.
+
+    Raises:
+        UserError: As there.
+    """
+    content = load_checkpoint(checkpoint) if content is None else content
+    found = load_any_form(model, content['state_dict'], str(checkpoint))
     if form is not None:
         order = list(FORMS)
         if order.index(found) > order.index(form):
@@ -85,4 +104,4 @@ def load_model(
                 f'converted from to get the {form} form'
             )
         FORMS[form](model)
-    return Loaded(model, found, source)
+    return Loaded(model, found, content)

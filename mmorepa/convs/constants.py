@@ -24,7 +24,10 @@ class ConstantsMixin:
         Args:
             like (Tensor): A tensor with the dtype and device that the buffers get.
         """
-        for name, constant in self.constants().items():
+        constants = self.constants()
+        #: Their names.
+        self.constant_names = tuple(constants)
+        for name, constant in constants.items():
             self.register_buffer(name, constant.to(like), persistent=False)
 
     def _apply(self, *args, **kwargs) -> nn.Module:

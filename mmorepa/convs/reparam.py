@@ -180,10 +180,9 @@ class ReparamConv2d(nn.Conv2d):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
     ) -> None:
+        self.refuse_folded_bias(state_dict, prefix)
         if self.is_plain_in(state_dict, prefix):
             self._take_plain(state_dict, prefix, errors)
-        elif f'{prefix}bias' in state_dict and self._parameters.get('bias') is None:
-            self.refuse_folded(f'a bias, {prefix}bias')
         nn.Module._load_from_state_dict(
             self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
         )
@@ -210,7 +209,7 @@ class ReparamConv2d(nn.Conv2d):
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         if weight.shape == shape:
             try:
-                self.start_from(weight, bias, prefix)
+                self.start_from(weight, bias)
             except UserError as error:
                 raise UserError(f'{prefix}weight: {error}') from None
         else:
@@ -222,20 +221,16 @@ class ReparamConv2d(nn.Conv2d):
             if '.' in name:
                 state_dict[f'{prefix}{name}'] = value
 
-    def start_from(self, weight: Tensor, bias: Tensor | None, prefix: str = '') -> None:
+    def start_from(self, weight: Tensor, bias: Tensor | None) -> None:
         """Imitate a plain convolution of the same geometry that was loaded.
 
         Args:
             weight (Tensor): (O, I/g, k, k).
-            bias (Tensor, optional): (O,).
-            prefix (str): The block's name in the state dict, for messages.
+            bias (Tensor, optional): (O,). A bias that the block has itself is loaded as it is.
 
         Raises:
-            UserError: If there is a bias and the block has none, as with a deploy form, or if this
-                block cannot imitate the convolution.
+            UserError: If this block cannot imitate the convolution.
         """
-        if bias is not None and self._parameters.get('bias') is None:
-            self.refuse_folded(f'a bias, {prefix}bias')
         self.imitate(self.plain(weight))
 
     def plain(self, weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
@@ -246,6 +241,21 @@ class ReparamConv2d(nn.Conv2d):
         if bias is not None:
             conv.bias = nn.Parameter(bias.detach().to(sample.device), requires_grad=False)
         return conv
+
+    def refuse_folded_bias(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+        """Refuse a state dict with a bias for this block that no convolution of it can take.
+
+        Args:
+            state_dict (Mapping[str, Tensor]): The state dict of a model.
+            prefix (str): The prefix of this block's names there, with a dot at the end.
+
+        Raises:
+            UserError: If the block has no bias, and no BatchNorm that a plain one goes into.
+        """
+        if f'{prefix}bias' not in state_dict or self._parameters.get('bias') is not None:
+            return
+        if not (self.takes_norm and self.is_plain_in(state_dict, prefix)):
+            self.refuse_folded(f'a bias, {prefix}bias')
 
     def refuse_folded(self, found: str) -> None:
         """Refuse weights of a deploy form, whose BatchNorms are folded.

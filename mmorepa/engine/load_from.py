@@ -6,9 +6,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..backbones.key_names import named_as
+from ..backbones.key_names import named_for
 from ..checkpoints.state_dict import misfit, unusable, with_counters
-from ..convs.convert.plain import imitating, known_names, refuse_folded, wanted
+from ..convs.convert.plain import imitating, wanted
 from ..errors import UserError
 from .squeezed_step import unwrap
 
@@ -48,11 +48,7 @@ class LoadFromHook(Hook):
         if reason := unusable(state_dict):
             raise UserError(f'{source} holds no state_dict of tensors: {reason}')
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-        found = named_as(state_dict, known_names(model))
-        try:
-            refuse_folded(model, found)
-        except UserError as error:
-            raise UserError(f'{source}: {error}') from None
+        found = named_for(model, state_dict, source)
         needed = wanted(model, found)
         fitting = {
             key: value

@@ -12,7 +12,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import set_random_seed
 from torch import nn
 
-from ..checkpoints import build_model, load_model
+from ..checkpoints import build_model, load_form
 from ..convs import ReparamConv2d
 from ..engine.data import seed_of
 from ..engine.quiet import quiet_mmengine
@@ -70,7 +70,7 @@ def load_network(
             f'training form, which {Path(cfg.filename).name} does not build'
         )
     if checkpoint:
-        model = load_model(cfg, checkpoint, 'training' if training_form else None).model
+        load_form(model, checkpoint, 'training' if training_form else None)
     else:
         with quiet_mmengine():
             model.init_weights()

@@ -4,9 +4,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from importlib.machinery import PathFinder
 from pathlib import Path
 
+from ..environment import compiled_ops
 from ..errors import UserError
 
 NAME = 'mmcv._ext'
@@ -57,15 +57,13 @@ def state(folder: Path | None = None) -> str:
         UserError: there is no mmcv.
     """
     folder = folder or _mmcv()
-    importlib.invalidate_caches()
-    spec = PathFinder.find_spec(NAME, [str(folder)])
-    if spec is None or spec.origin is None:
-        return 'nothing'
-    file = Path(spec.origin)
-    if file.suffix != '.py':
+    # Python takes a compiled module before a file of the same name.
+    if compiled_ops(folder):
         return 'compiled'
-    with file.open(encoding='utf-8', errors='replace') as lines:
-        return 'mmorepa' if lines.readline() == MARK else 'other'
+    file = folder / '_ext.py'
+    if not file.is_file():
+        return 'nothing'
+    return 'mmorepa' if _is_ours(file) else 'other'
 
 
 def install(folder: Path | None = None) -> Path:
@@ -118,11 +116,15 @@ def uninstall(folder: Path | None = None) -> bool:
     # Looked for by name: a compiled module that came later hides it.
     if not file.is_file():
         return False
-    with file.open(encoding='utf-8', errors='replace') as lines:
-        if lines.readline() != MARK:
-            raise UserError(f'{file} was not written by mmorepa: it stays')
+    if not _is_ours(file):
+        raise UserError(f'{file} was not written by mmorepa: it stays')
     file.unlink()
     return True
+
+
+def _is_ours(file):
+    with file.open(encoding='utf-8', errors='replace') as lines:
+        return lines.readline() == MARK
 
 
 def _mmcv():

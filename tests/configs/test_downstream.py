@@ -58,14 +58,20 @@ def block(path):
     return next((prefix for prefix in BLOCKS if f'_{prefix}' in path.name), None)
 
 
-@pytest.mark.parametrize('path', list(filter(block, COCO + CITYSCAPES)), ids=stem)
-def test_siblings_differ_in_the_backbone_alone(path):
-    prefix = block(path)
+def sibling_backbones(path):
+    """The backbones of a config and of its plain sibling, which differ in nothing else."""
     ours = load(path).to_dict()
-    plain = load(path.with_name(path.name.replace(prefix, ''))).to_dict()
+    plain = load(path.with_name(path.name.replace(block(path), ''))).to_dict()
     backbones = [config['model'].pop('backbone') for config in (ours, plain)]
     assert ours == plain
     assert [backbone.pop('type') for backbone in backbones] == ['OREPAResNet', 'ResNet']
+    return backbones
+
+
+@pytest.mark.parametrize('path', list(filter(block, COCO + CITYSCAPES)), ids=stem)
+def test_siblings_differ_in_the_backbone_alone(path):
+    prefix = block(path)
+    backbones = sibling_backbones(path)
     assert backbones[0].pop('reparam', None) == BLOCKS[prefix]
     depth = backbones[0]['depth']
     # Both from what everybody has.
@@ -78,11 +84,7 @@ def test_siblings_differ_in_the_backbone_alone(path):
 @pytest.mark.parametrize('path', list(filter(block, DIGITS + FASHION)), ids=stem)
 def test_small_siblings_differ_in_the_backbone_alone(path):
     prefix = block(path)
-    ours = load(path).to_dict()
-    plain = load(path.with_name(path.name.replace(prefix, ''))).to_dict()
-    backbones = [config['model'].pop('backbone') for config in (ours, plain)]
-    assert ours == plain
-    assert [backbone.pop('type') for backbone in backbones] == ['OREPAResNet', 'ResNet']
+    backbones = sibling_backbones(path)
     assert backbones[0].pop('reparam') == BLOCKS[prefix]
     starts = [Path(backbone['init_cfg'].pop('checkpoint')) for backbone in backbones]
     assert starts[0].parent.name == f'{prefix}{starts[1].parent.name}'

@@ -25,13 +25,15 @@ NOT_RUN = (
     ),
     NotRun(
         r'python tools/(analyze|convert|quantize)\.py \S+ (configs/\S+ )?(\S+ )?epoch_10\.pth',
-        'a second each; tests/analysis and tests/quantization run them',
+        'a second each; tests/lab/analysis and tests/deploy run them',
     ),
-    NotRun(r'python tools/\S+ configs/digits/\S+_qat_', 'tests/quantization trains the same'),
+    NotRun(
+        r'python tools/\S+ configs/digits/\S+_qat_', 'tests/deploy/quantization trains the same'
+    ),
     NotRun(r'python docs/', 'draws a picture of this documentation out of trainings of an hour'),
     NotRun(r'python tools/compare\.py', 'hours; tests/lab runs a small one'),
     NotRun(r'python tools/dataset_converters/fashion', 'network; tests/datasets has a server'),
-    NotRun(r'python tools/benchmark\.py', 'minutes to hours; tests/benchmark runs small ones'),
+    NotRun(r'python tools/benchmark\.py', 'minutes to hours; tests/lab/benchmark runs small ones'),
     NotRun(r'mim ', 'data sets, GPUs, and a process of its own; tests/configs runs mim'),
     NotRun(r'tools/dist_train\.sh', 'several GPUs; tests/e2e runs it with two processes'),
     NotRun(r'make ', 'minutes'),

@@ -166,7 +166,7 @@ class NormedConv2d(ReparamConv2d):
         if conv.bias is not None:
             first.norm.running_mean -= conv.bias
 
-    def start_from(self, weight: Tensor, bias: Tensor | None, prefix: str = '') -> None:
+    def start_from(self, weight: Tensor, bias: Tensor | None) -> None:
         """See :meth:`mmorepa.convs.reparam.ReparamConv2d.start_from`.
 
         A block with BatchNorms inside waits until the BatchNorm behind it is loaded.
@@ -174,7 +174,7 @@ class NormedConv2d(ReparamConv2d):
         if self.takes_norm:
             self._loaded = (self.plain(weight, bias),)
         else:
-            super().start_from(weight, bias, prefix)
+            super().start_from(weight, bias)
 
     def _refuse_half_loaded(self) -> None:
         if self._loaded:

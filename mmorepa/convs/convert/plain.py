@@ -84,15 +84,14 @@ def refuse_folded(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: If it has a bias where the plain network has none, or lacks a BatchNorm.
     """
+    plain = imitating(model, state_dict).values()
     for name, module in model.named_modules(remove_duplicate=False):
         prefix = _dotted(name)
-        if isinstance(module, AbsorbedNorm):
-            if module.block in imitating(model, state_dict).values():
-                if not any(key.startswith(prefix) for key in state_dict):
-                    module.block.refuse_folded(f'no {prefix}weight')
-        elif isinstance(module, ReparamConv2d) and 'bias' not in module.computed:
-            if f'{prefix}bias' in state_dict and module._parameters.get('bias') is None:
-                module.refuse_folded(f'a bias, {prefix}bias')
+        if isinstance(module, ReparamConv2d):
+            module.refuse_folded_bias(state_dict, prefix)
+        elif isinstance(module, AbsorbedNorm) and module.block in plain:
+            if not any(key.startswith(prefix) for key in state_dict):
+                module.block.refuse_folded(f'no {prefix}weight')
 
 
 @torch.no_grad()

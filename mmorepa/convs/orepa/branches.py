@@ -32,9 +32,9 @@ class Branch(nn.Module):
     """One branch: its parameters, its scale, and its kernel.
 
     A subclass lists its parameters in :attr:`names`, gives them values in :meth:`new_parameters`,
-    and defines :meth:`formula` and :meth:`factors`. Constants of the formula are buffers, which
-    :attr:`constant_names` lists. Tensors are read as attributes, so that parametrizations, pruning
-    and torch's functional calls work.
+    and defines :meth:`formula` and :meth:`factors`. A subclass with constants in its formula is a
+    :class:`mmorepa.convs.constants.ConstantsMixin` too. Tensors are read as attributes, so that
+    parametrizations, pruning and torch's functional calls work.
 
     Args:
         in_channels (int): The number of input channels, I.
@@ -48,7 +48,7 @@ class Branch(nn.Module):
 
     #: The names of the parameters, except the scale.
     names: tuple[str, ...] = ('weight',)
-    #: The names of the buffers that are constants of the formula.
+    #: The names of the constants of the formula, see ``ConstantsMixin``.
     constant_names: tuple[str, ...] = ()
     #: The parameters and constants that all output channels of a convolution share. In the formula
     #: they are (s, ...), and the others are (s, u, ...).
@@ -212,8 +212,6 @@ class Average(Pointwise):
 
 class Prior(ConstantsMixin, Pointwise):
     """A 1x1 convolution, then the constant ``filters`` of the frequency prior, (O, 1, k, k)."""
-
-    constant_names = ('filters',)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -22,13 +22,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ...checkpoints import convert
-from ...checkpoints.files import written_whole
 from ...engine.custom_hooks import add_hooks
 from ...engine.run import build_runner, load_config, test
 from ...engine.seeding import seed_samples
 from ...errors import UserError
 from ..provenance import load, machine, now, software
-from ..scaffold import reason_of
+from ..scaffold import reason_of, write_text
 
 #: The record of a finished run, in the run's folder.
 RESULT = 'result.json'
@@ -165,8 +164,7 @@ def run(job: Job, report=lambda done: None) -> dict:
         software=software(),
         finished=now(),
     )
-    with written_whole(folder / RESULT) as temporary:
-        temporary.write_text(json.dumps(record) + '\n')
+    write_text(json.dumps(record) + '\n', folder / RESULT)
     return record
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...errors import UserError
 from .measured_run import Job
+from .records import metric_of
 from .study import plan
 
 #: The field that is searched.
@@ -88,14 +88,11 @@ def choose(records: Sequence[dict], metric: str | None = None) -> list[Choice]:
     Raises:
         UserError: If a run does not have the metric.
     """
+    if not records:
+        return []
+    metric = metric_of(records, metric)
     values = {}
     for record in records:
-        metric = metric or next(iter(record['metrics']))
-        if metric not in record['metrics']:
-            raise UserError(
-                f'{record["config"]} has no metric {metric!r}: choose a --metric from '
-                f'{", ".join(record["metrics"])}'
-            )
         config, _, rate = record['config'].rpartition('/lr')
         values.setdefault(config, {})[float(rate)] = record['metrics'][metric]
     return [Choice(config, dict(sorted(found.items()))) for config, found in values.items()]

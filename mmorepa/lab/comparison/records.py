@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ...checkpoints.files import written_whole
 from ...errors import UserError
 from ..scaffold import write_text
 from .measured_run import RESULT, Job
@@ -39,6 +38,26 @@ def read_record(job: Job) -> dict | None:
     return record
 
 
+def metric_of(records: Sequence[dict], metric: str | None = None) -> str:
+    """The metric that records are compared by.
+
+    Args:
+        records (Sequence[dict]): Of finished runs; at least one.
+        metric (str, optional): Its name. By default the first that the first run has.
+
+    Raises:
+        UserError: If a run does not have it.
+    """
+    metric = metric or next(iter(records[0]['metrics']))
+    for record in records:
+        if metric not in record['metrics']:
+            raise UserError(
+                f'{record["config"]} has no metric {metric!r}: choose a --metric from '
+                f'{", ".join(record["metrics"])}'
+            )
+    return metric
+
+
 def unpack(path: str | os.PathLike, jobs: Sequence[Job]) -> None:
     """Put the records of a file into the folders of the runs that have none.
 
@@ -54,8 +73,7 @@ def unpack(path: str | os.PathLike, jobs: Sequence[Job]) -> None:
         record = kept.get((job.name, job.seed))
         place = Path(job.folder, RESULT)
         if record is not None and not place.exists():
-            with written_whole(place) as temporary:
-                temporary.write_text(json.dumps(record) + '\n')
+            write_text(json.dumps(record) + '\n', place)
 
 
 def pack(path: str | os.PathLike, records: Iterable[dict]) -> None:

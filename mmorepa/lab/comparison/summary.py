@@ -15,6 +15,7 @@ from ..drawing import COLOURS, grid, new_figure
 from .measured_run import WARM_UP
 from .paired import CONFIDENCE, Difference
 from .rates import Choice
+from .records import metric_of
 
 #: How far a metric of the deploy form may be from the training form's, relative: on a large test
 #: set rounding may turn a close decision or two, or the third digit, where a library stops.
@@ -129,13 +130,7 @@ def summarize(
     Raises:
         UserError: If a run does not have the metric, or no run is of the config ``against``.
     """
-    metric = metric or next(iter(records[0]['metrics']))
-    for record in records:
-        if metric not in record['metrics']:
-            raise UserError(
-                f'{record["config"]} has no metric {metric!r}: choose a --metric from '
-                f'{", ".join(record["metrics"])}'
-            )
+    metric = metric_of(records, metric)
     names = dict.fromkeys(record['config'] for record in records)
     finished = sorted(record['finished'] for record in records)
     loads = [record['load'] for record in records]
