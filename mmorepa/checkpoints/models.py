@@ -12,13 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from ..convs import squeeze, switch_to_deploy
 from ..errors import UserError
 from .files import load_checkpoint
-from .forms import load_any_form
-
-#: The forms in the order in which one becomes the next, with what makes it.
-FORMS = dict(training=lambda model: model, squeezed=squeeze, deploy=switch_to_deploy)
+from .forms import FORMS, load_any_form, refuse_non_finite
 
 
 @dataclass(frozen=True)
@@ -26,10 +22,10 @@ class Loaded:
     """A model with the weights of a checkpoint.
 
     Attributes:
-        model (nn.Module): On the CPU, in eval mode.
+        model (nn.Module): The model, on the CPU and in eval mode.
         form (str): The form that the checkpoint was in: ``'training'``, ``'squeezed'`` or
             ``'deploy'``.
-        checkpoint (Mapping): What was read, its ``state_dict`` and ``meta`` among it.
+        checkpoint (Mapping): All that was read, with ``state_dict`` and ``meta``.
     """
 
     model: nn.Module
@@ -55,25 +51,24 @@ def load_model(
     cfg: Config,
     checkpoint: str | os.PathLike,
     form: str | None = None,
-    content: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Build the model of a config, load a checkpoint, and bring it into a form.
 
     Args:
-        cfg (Config): Of mmpretrain, mmdet or mmseg.
-        checkpoint (str | os.PathLike): In any form.
-        form (str, optional): ``'training'``, ``'squeezed'`` or ``'deploy'``. By default the
-            checkpoint's own.
-        content (Mapping, optional): What is in the checkpoint, if it was read already.
+        cfg (Config): A config of mmpretrain, mmdet or mmseg.
+        checkpoint (str | os.PathLike): The checkpoint, in any form.
+        form (str, optional): The form that is wanted: ``'training'``, ``'squeezed'`` or
+            ``'deploy'``. By default the checkpoint's own.
 
     Returns:
-        Loaded: See there.
+        Loaded: The model, and what was read.
 
     Raises:
-        UserError: If the checkpoint cannot be read, does not fit the config, or is in a form that
-            does not become the one that is asked for.
+        UserError: If the checkpoint cannot be read, does not fit the config, is in a form that does
+            not become the one that is asked for, or has weights that are not finite, in its own
+            form or in that one.
     """
-    source = load_checkpoint(checkpoint) if content is None else content
+    source = load_checkpoint(checkpoint)
     model = build_model(cfg)
     found = load_any_form(model, source['state_dict'], str(checkpoint))
     if form is not None:
@@ -84,5 +79,7 @@ def load_model(
                 f'{checkpoint} is in {found} form, its {lost}: give the checkpoint that it was '
                 f'converted from to get the {form} form'
             )
-        FORMS[form](model)
+        if found != form:
+            FORMS[form](model)
+            refuse_non_finite(model, f'{checkpoint} in {form} form')
     return Loaded(model, found, source)

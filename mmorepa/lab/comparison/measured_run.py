@@ -21,9 +21,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ...checkpoints import convert
-from ...checkpoints.files import written_whole
 from ...engine.run import build_runner, load_config, test
 from ...errors import UserError
+from ...writing import written_whole
 from ..provenance import load, machine, now, software
 from ..scaffold import reason_of
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from operator import itemgetter
 from statistics import mean, median, quantiles, stdev
 
+from ... import writing
 from ...errors import UserError
 from .. import scaffold
 from ..drawing import COLOURS, grid, new_figure
@@ -227,7 +228,7 @@ def _notes(report: Report) -> list[str]:
 
 def write_markdown(report: Report, path: str | os.PathLike) -> None:
     """Write the table; the file is written whole or not at all."""
-    scaffold.write_text(to_markdown(report), path)
+    writing.write_text(to_markdown(report), path)
 
 
 def write_json(report: Report, path: str | os.PathLike) -> None:
@@ -235,7 +236,7 @@ def write_json(report: Report, path: str | os.PathLike) -> None:
     content = asdict(report)
     for summary, numbers in zip(report.summaries, content['summaries']):
         numbers.update(mean=summary.mean, std=summary.std, deploy_agrees=summary.deploy_agrees)
-    scaffold.write_json(content, path)
+    writing.write_json(content, path)
 
 
 def write_plot(report: Report, path: str | os.PathLike) -> None:
@@ -274,7 +275,7 @@ def write_plot(report: Report, path: str | os.PathLike) -> None:
     axes.set_xlim(left=0)
     grid(axes)
     figure.legend(loc='outside right upper', fontsize=9)
-    scaffold.write_figure(figure, path)
+    writing.write_figure(figure, path)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
