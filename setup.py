@@ -63,7 +63,7 @@ def extras():
     ]
     parts['docs'] = ['mkdocs>=1.6', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26']
     # What tools/analyze.py, benchmark.py and compare.py draw and print with.
-    parts['lab'] = [*parts['pretrain'], 'matplotlib>=3.7', 'rich>=13']
+    parts['lab'] = [*parts['pretrain'], 'matplotlib>=3.7', 'rich>=13', 'scipy>=1.10']
     # mim stays out of it: a dependency of openmim pins a setuptools too old for torch.
     together = ('pretrain', 'det', 'seg', 'export', 'lab')
     parts['all'] = sorted({need for part in together for need in parts[part]})

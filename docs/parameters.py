@@ -31,6 +31,7 @@ FOLDERS = {
     'coco': 'COCO',
     'cityscapes': 'Cityscapes',
     'digits': 'Digits',
+    'fashion': 'Fashion-MNIST',
 }
 HEAD = """\
 # Parameters

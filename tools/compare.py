@@ -28,6 +28,36 @@ def parse_args() -> argparse.Namespace:
         '--metric', metavar='NAME', help='what to compare (default: the first of the test metrics)'
     )
     parser.add_argument(
+        '--against',
+        metavar='CONFIG',
+        help='the config that the others are compared with, seed by seed (default: the first)',
+    )
+    parser.add_argument(
+        '--records',
+        type=Path,
+        metavar='FILE',
+        help='keep the records of all runs in this small JSON file as well, and do no run again '
+        'that it has; for one command at a time',
+    )
+    parser.add_argument(
+        '--rates',
+        nargs='+',
+        type=float,
+        default=[],
+        metavar='LR',
+        help='learning rates to try for each config, with seed 0; the best is what it is compared '
+        'at',
+    )
+    parser.add_argument(
+        '--rates-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='fields of the configs to change where rates are tried: the data, for a test set '
+        'must not choose',
+    )
+    parser.add_argument(
         '--deterministic',
         action='store_true',
         help='deterministic algorithms alone; on a CPU runs repeat themselves without it',
@@ -67,29 +97,54 @@ class OptionsFor(DictAction):
 
 def main() -> int:
     args = parse_args()
-    from mmorepa.lab.comparison import study as compare
-    from mmorepa.lab.comparison import summary as compare_report
+    from mmorepa.lab.comparison import rates, records, study, summary
 
     # So that an ended command takes the run that is going on with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    jobs = compare.plan(
-        args.configs,
-        args.seeds,
-        args.out,
-        args.cfg_options,
-        args.cfg_options_for,
-        args.deterministic,
+
+    def run_all(jobs: list) -> study.Outcome:
+        if args.records is None:
+            return study.run_all(jobs)
+        records.unpack(args.records, jobs)
+        return study.run_all(jobs, on_record=lambda record: records.pack(args.records, [record]))
+
+    failures, choices, options_for = [], [], args.cfg_options_for
+    if args.rates:
+        jobs = rates.plan_search(
+            args.configs,
+            args.rates,
+            args.out,
+            args.cfg_options,
+            options_for,
+            args.rates_options,
+            args.deterministic,
+        )
+        outcome = run_all(jobs)
+        failures += outcome.failures
+        choices = rates.choose(outcome.records, args.metric)
+        # Without a rate of its own a config is not compared.
+        if len(choices) < len(set(args.configs)):
+            return 1
+        options_for = [*options_for, *((c.config, {rates.RATE: c.rate}) for c in choices)]
+    jobs = study.plan(
+        args.configs, args.seeds, args.out, args.cfg_options, options_for, args.deterministic
     )
-    outcome = compare.run_all(jobs)
-    failures = [f'{job.name} seed {job.seed}: {reason}' for job, reason in outcome.failures]
+    outcome = run_all(jobs)
+    failures += outcome.failures
     if not outcome.records:
         return 1
-    report = compare_report.summarize(outcome.records, failures, args.metric)
-    print(compare_report.to_markdown(report), end='')
-    compare_report.write_markdown(report, args.out / 'table.md')
-    compare_report.write_json(report, args.out / 'table.json')
-    compare_report.write_plot(report, args.out / 'figure.png')
-    agree = all(summary.deploy_agrees for summary in report.summaries)
+    report = summary.summarize(
+        outcome.records,
+        [f'{job.name} seed {job.seed}: {reason}' for job, reason in failures],
+        args.metric,
+        Path(args.against).stem if args.against else None,
+        choices,
+    )
+    print(summary.to_markdown(report), end='')
+    summary.write_markdown(report, args.out / 'table.md')
+    summary.write_json(report, args.out / 'table.json')
+    summary.write_plot(report, args.out / 'figure.png')
+    agree = all(one.deploy_agrees for one in report.summaries)
     return 0 if agree and not failures else 1
 
 

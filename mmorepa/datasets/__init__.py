@@ -1,5 +1,6 @@
-"""Data to train on: real scans that need no download."""
+"""Data to train on: real scans, of digits without a download, of clothes with one."""
 
+from .canvases import Canvas
 from .digits import (
     DIGITS_CLASSES,
     DIGITS_FOLDERS,
@@ -7,7 +8,6 @@ from .digits import (
     FORMATS,
     SEG_CLASSES,
     SEG_PALETTE,
-    Canvas,
     load_scans,
     scatter,
     split_scans,
@@ -16,11 +16,13 @@ from .digits import (
     write_digits,
     write_imagenet,
 )
+from .fashion import FASHION_CLASSES, write_fashion
 
 __all__ = [
     'DIGITS_CLASSES',
     'DIGITS_FOLDERS',
     'DIGITS_PALETTE',
+    'FASHION_CLASSES',
     'FORMATS',
     'SEG_CLASSES',
     'SEG_PALETTE',
@@ -31,5 +33,6 @@ __all__ = [
     'write_cityscapes',
     'write_coco',
     'write_digits',
+    'write_fashion',
     'write_imagenet',
 ]

@@ -6,37 +6,42 @@ are split once, and no scan is in both the train and the val part of any of the 
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
+from .canvases import (
+    PALETTE,
+    SPLITS,
+    Canvas,
+    box,
+    build_cityscapes,
+    build_coco,
+    check_arguments,
+    check_split,
+    deal,
+    save,
+)
+from .in_place import write_sets
 
 DIGITS_CLASSES = (
     'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'
 )  # fmt: skip
-DIGITS_PALETTE = [
-    [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48],
-    [145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 190],
-]  # fmt: skip
+DIGITS_PALETTE = PALETTE[:-1]
 # Sorted by name, the folders are in digit order: the label of a folder is its digit.
 DIGITS_FOLDERS = tuple(f'{digit}_{name}' for digit, name in enumerate(DIGITS_CLASSES))
 BACKGROUND = len(DIGITS_CLASSES)
 SEG_CLASSES = (*DIGITS_CLASSES, 'background')
-SEG_PALETTE = [*DIGITS_PALETTE, [0, 0, 0]]
+SEG_PALETTE = PALETTE
 
 FORMATS = ('imagenet', 'coco', 'cityscapes')
-SPLITS = ('train', 'val')
 DEFAULT_CANVASES = (400, 100)  # train, val
 DEFAULT_CANVAS_SIZE = 160  # pixels
 DEFAULT_IMAGE_SIZE = 64  # pixels
-MIN_CANVAS_SIZE = 48  # below it the smallest digits are under their own 8 pixels
 
 VAL_FRACTION = 0.2
 MAX_LEVEL = 16  # the whitest grey level of a scan
@@ -44,27 +49,7 @@ DIGITS_PER_CANVAS = (2, 5)  # fewest and most
 PLACING_TRIES = 20
 INK_THRESHOLD = 96  # of 255: as much ink as this is a mask pixel; more breaks thin strokes
 
-STAMP_NAME = 'digits.json'
-STAMP_MAKER = 'mmorepa digits'
 DATA_VERSION = 1  # to raise when the same arguments give other data
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """One picture of scattered digits.
-
-    Attributes:
-        image: RGB picture, uint8, (size, size, 3).
-        masks: The pixels of each of the N digits, bool, (N, size, size). The tight boxes of two
-            masks never meet.
-        labels: The N digits, each 0 to 9.
-        scans: The N indices of the scans, as in :func:`load_scans`.
-    """
-
-    image: np.ndarray
-    masks: np.ndarray
-    labels: tuple[int, ...]
-    scans: tuple[int, ...]
 
 
 def load_scans() -> tuple[np.ndarray, np.ndarray]:
@@ -133,17 +118,15 @@ def scatter(
         UserError: An argument is out of range.
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    if split not in SPLITS:
-        raise UserError(f'split {split!r} is unknown: want one of {", ".join(SPLITS)}')
-    _check_canvas_arguments((count,), size, seed)
+    check_split(split)
+    check_arguments((count, count), size, seed)
     scans, labels = load_scans()
-    stream = SPLITS.index(split)
-    deck = np.random.default_rng([seed, stream, 0]).permutation(split_scans(scans, labels)[split])
-    fewest, most = DIGITS_PER_CANVAS
-    for index in range(count):
-        rng = np.random.default_rng([seed, stream, 1 + index])
-        places = index * most + np.arange(rng.integers(fewest, most + 1))
-        yield _draw_canvas(scans, labels, deck[places % len(deck)], size, rng)
+    indices = split_scans(scans, labels)[split]
+
+    def draw(hand: np.ndarray, rng: np.random.Generator) -> Canvas:
+        return _draw_canvas(scans, labels, hand, size, rng)
+
+    return deal(indices, split, count, seed, DIGITS_PER_CANVAS, draw)
 
 
 def write_imagenet(
@@ -201,7 +184,7 @@ def write_coco(
             wrote is ever replaced), or the folder cannot be written.
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    return _write(out, {'coco': _canvas_arguments(canvases, size, seed)}, force)['coco']
+    return _write(out, {'coco': check_arguments(canvases, size, seed)}, force)['coco']
 
 
 def write_cityscapes(
@@ -223,7 +206,7 @@ def write_cityscapes(
 
     Args, Returns and Raises are those of :func:`write_coco`.
     """
-    return _write(out, {'cityscapes': _canvas_arguments(canvases, size, seed)}, force)['cityscapes']
+    return _write(out, {'cityscapes': check_arguments(canvases, size, seed)}, force)['cityscapes']
 
 
 def write_digits(
@@ -256,7 +239,7 @@ def write_digits(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise UserError(f'format {unknown[0]!r} is unknown: want any of {", ".join(FORMATS)}')
-    arguments = _canvas_arguments(canvases, size, seed)
+    arguments = check_arguments(canvases, size, seed)
     plan = dict.fromkeys(formats, arguments)
     if 'imagenet' in plan:
         plan['imagenet'] = _imagenet_arguments(DEFAULT_IMAGE_SIZE)
@@ -270,22 +253,6 @@ def _imagenet_arguments(size: int) -> dict:
     if size < 8:
         raise UserError(f'size is {size}: want at least 8 pixels, the width of a scan')
     return {'size': size}
-
-
-def _canvas_arguments(canvases: Sequence[int], size: int, seed: int) -> dict:
-    if len(canvases) != len(SPLITS):
-        raise UserError(f'canvases is {canvases}: want two numbers, train and val')
-    _check_canvas_arguments(canvases, size, seed)
-    return {'canvases': list(canvases), 'size': size, 'seed': seed}
-
-
-def _check_canvas_arguments(counts: Sequence[int], size: int, seed: int) -> None:
-    if min(counts) < 1:
-        raise UserError(f'number of canvases is {min(counts)}: want at least 1')
-    if size < MIN_CANVAS_SIZE:
-        raise UserError(f'canvas size is {size}: want at least {MIN_CANVAS_SIZE} pixels')
-    if seed < 0:
-        raise UserError(f'seed is {seed}: want at least 0')
 
 
 # Drawing. Pillow resizes 8-bit pictures in integers, so the pixels are alike on every machine.
@@ -332,7 +299,7 @@ def _draw_canvas(
         image[spot] = (image[spot] * (255 - alpha) + colour * alpha) // 255
         mask = np.zeros((size, size), dtype=bool)
         mask[spot] = ink >= INK_THRESHOLD
-        x, y, width, height = _box(mask)
+        x, y, width, height = box(mask)
         taken[y : y + height, x : x + width] = True
         masks.append(mask)
         placed.append(scan)
@@ -344,26 +311,7 @@ def _draw_canvas(
     )
 
 
-def _box(mask: np.ndarray) -> list[int]:
-    """Tight extent ``[x, y, width, height]`` in pixels of a mask (H, W)."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
-
-
-def _rle(mask: np.ndarray) -> dict:
-    """Uncompressed COCO run lengths of a mask (H, W): down the columns, a run of 0 first."""
-    pixels = mask.ravel(order='F')
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    runs = np.diff(np.concatenate(([0], changes, [pixels.size]))).tolist()
-    return {'size': list(mask.shape), 'counts': [0, *runs] if pixels[0] else runs}
-
-
 # Building one set in a new folder
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    Image.fromarray(pixels).save(path)
 
 
 def _build_imagenet(root: Path, size: int) -> None:
@@ -374,56 +322,20 @@ def _build_imagenet(root: Path, size: int) -> None:
         for index in indices.tolist():
             grey = _enlarge(scans[index], size)
             path = root / split / DIGITS_FOLDERS[labels[index]] / f'scan_{index:04d}.png'
-            _save(np.stack([grey] * 3, axis=-1), path)
+            save(np.stack([grey] * 3, axis=-1), path)
 
 
-def _build_coco(root: Path, canvases: Sequence[int], size: int, seed: int) -> None:
-    (root / 'annotations').mkdir()
-    categories = [
-        {'id': digit + 1, 'name': name, 'supercategory': 'digit'}
-        for digit, name in enumerate(DIGITS_CLASSES)
-    ]
-    for split, count in zip(SPLITS, canvases):
-        images, annotations = [], []
-        (root / f'{split}2017').mkdir()
-        for image_id, canvas in enumerate(scatter(split, count, size, seed), start=1):
-            file_name = f'{image_id:012d}.png'
-            _save(canvas.image, root / f'{split}2017' / file_name)
-            images.append({'id': image_id, 'file_name': file_name, 'height': size, 'width': size})
-            for mask, label, scan in zip(canvas.masks, canvas.labels, canvas.scans):
-                annotations.append({
-                    'id': len(annotations) + 1,
-                    'image_id': image_id,
-                    'category_id': label + 1,
-                    'bbox': _box(mask),
-                    'area': int(mask.sum()),
-                    'segmentation': _rle(mask),
-                    'iscrowd': 0,
-                    'scan': scan,
-                })  # fmt: skip
-        content = {
-            'info': {'description': 'digits of scikit-learn, scattered', 'version': DATA_VERSION},
-            'images': images,
-            'annotations': annotations,
-            'categories': categories,
-        }
-        path = root / 'annotations' / f'instances_{split}2017.json'
-        path.write_text(json.dumps(content, separators=(',', ':')), encoding='utf-8')
+def _scatter_splits(canvases: Sequence[int], size: int, seed: int) -> dict:
+    return {split: scatter(split, count, size, seed) for split, count in zip(SPLITS, canvases)}
 
 
-def _build_cityscapes(root: Path, canvases: Sequence[int], size: int, seed: int) -> None:
-    for split, count in zip(SPLITS, canvases):
-        pictures = root / 'leftImg8bit' / split / 'digits'
-        truths = root / 'gtFine' / split / 'digits'
-        pictures.mkdir(parents=True)
-        truths.mkdir(parents=True)
-        for index, canvas in enumerate(scatter(split, count, size, seed)):
-            train_ids = np.full((size, size), BACKGROUND, dtype=np.uint8)
-            for mask, label in zip(canvas.masks, canvas.labels):
-                train_ids[mask] = label
-            stem = f'digits_{index:06d}_000000'
-            _save(canvas.image, pictures / f'{stem}_leftImg8bit.png')
-            _save(train_ids, truths / f'{stem}_gtFine_labelTrainIds.png')
+def _build_coco(root: Path, **arguments) -> None:
+    info = {'description': 'digits of scikit-learn, scattered', 'version': DATA_VERSION}
+    build_coco(root, _scatter_splits(**arguments), DIGITS_CLASSES, 'digit', info)
+
+
+def _build_cityscapes(root: Path, **arguments) -> None:
+    build_cityscapes(root, _scatter_splits(**arguments), BACKGROUND, 'digits')
 
 
 _BUILDERS: dict[str, Callable[..., None]] = {
@@ -433,77 +345,5 @@ _BUILDERS: dict[str, Callable[..., None]] = {
 }
 
 
-# Putting a set in place
-
-
 def _write(out: str | os.PathLike, plan: dict[str, dict], force: bool) -> dict[str, bool]:
-    """Write the sets of ``plan``, {format: arguments}, after looking at all of their places."""
-    # A linked set is looked at, and replaced, where it really is.
-    targets = {name: Path(out, name).resolve() for name in plan}
-    stamps = {
-        name: {'made_by': STAMP_MAKER, 'version': DATA_VERSION, 'format': name, **arguments}
-        for name, arguments in plan.items()
-    }
-    missing = {name: _is_missing(targets[name], stamps[name], force) for name in plan}
-    for name, arguments in plan.items():
-        if missing[name]:
-            try:
-                _build_and_move(targets[name], stamps[name], _BUILDERS[name], arguments)
-            except OSError as error:
-                raise UserError(
-                    f'cannot write {targets[name]} ({error.strerror or error}): '
-                    'make room there, or choose another folder'
-                ) from error
-    return missing
-
-
-def _is_missing(target: Path, stamp: dict, force: bool) -> bool:
-    """Whether the set is yet to be written; an error if something else is in its place."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return True
-    found = _read_stamp(target)
-    if found == stamp:
-        return False
-    # A real ImageNet or COCO may well be here, and force must not delete it.
-    if found.get('made_by') != STAMP_MAKER or found.get('format') != stamp['format']:
-        raise UserError(
-            f'{target} is not a set of digits that mmorepa wrote: '
-            'move it away, or choose another folder'
-        )
-    if force:
-        return True
-    raise UserError(
-        f'{target} was made with {_spell(found)}, wanted {_spell(stamp)}: '
-        'choose another folder, or rewrite it with --force (force=True)'
-    )
-
-
-def _read_stamp(target: Path) -> dict:
-    try:
-        stamp = json.loads((target / STAMP_NAME).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def _spell(stamp: dict) -> str:
-    return ', '.join(f'{k} {v}' for k, v in stamp.items() if k not in ('made_by', 'format'))
-
-
-def _build_and_move(target: Path, stamp: dict, build: Callable, arguments: dict) -> None:
-    """Build beside ``target`` and rename, so that ``target`` is whole at every moment."""
-    new = target.with_name(f'.{target.name}.{os.getpid()}.new')
-    old = target.with_name(f'.{target.name}.{os.getpid()}.old')
-    try:
-        new.mkdir(parents=True)
-        build(new, **arguments)
-        (new / STAMP_NAME).write_text(json.dumps(stamp) + '\n', encoding='utf-8')
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    except BaseException:  # Ctrl-C too
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    return write_sets(out, plan, _BUILDERS, 'digits', DATA_VERSION, force)

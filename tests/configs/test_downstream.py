@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ from support import ROOT, make_trained_like
 
 COCO = sorted((ROOT / 'configs' / 'coco').glob('*.py'))
 CITYSCAPES = sorted((ROOT / 'configs' / 'cityscapes').glob('*.py'))
-DIGITS = sorted(
-    path
-    for pattern in ('retinanet', 'pspnet')
-    for path in (ROOT / 'configs' / 'digits').glob(f'{pattern}*.py')
+DIGITS, FASHION = (
+    sorted(
+        path
+        for pattern in ('retinanet', 'pspnet')
+        for path in (ROOT / 'configs' / folder).glob(f'{pattern}*.py')
+    )
+    for folder in ('digits', 'fashion')
 )
 #: How far one warm-up step may move a parameter; fresh values are 1 and more away.
 MOVED = 0.5
@@ -71,6 +75,23 @@ def test_siblings_differ_in_the_backbone_alone(path):
     assert (ROOT / 'configs' / 'imagenet' / f'{prefix}resnet{depth}_4xb64-120e_in1k.py').exists()
 
 
+@pytest.mark.parametrize('path', list(filter(block, DIGITS + FASHION)), ids=stem)
+def test_small_siblings_differ_in_the_backbone_alone(path):
+    prefix = block(path)
+    ours = load(path).to_dict()
+    plain = load(path.with_name(path.name.replace(prefix, ''))).to_dict()
+    backbones = [config['model'].pop('backbone') for config in (ours, plain)]
+    assert ours == plain
+    assert [backbone.pop('type') for backbone in backbones] == ['OREPAResNet', 'ResNet']
+    assert backbones[0].pop('reparam') == BLOCKS[prefix]
+    starts = [Path(backbone['init_cfg'].pop('checkpoint')) for backbone in backbones]
+    assert starts[0].parent.name == f'{prefix}{starts[1].parent.name}'
+    assert backbones[0] == backbones[1]
+    for start in starts:
+        (config,) = path.parent.glob(f'{start.parent.name}.py')
+        assert start.stem == f'epoch_{load(config).train_cfg.max_epochs}'
+
+
 #: A config of 80k iterations is one of 40k with another schedule.
 LONGER = {path: path.with_name(path.name.replace('80k', '40k')) for path in CITYSCAPES}
 LONGER = {path: shorter for path, shorter in LONGER.items() if path != shorter and shorter.exists()}
@@ -85,7 +106,7 @@ def test_longer_training_differs_in_the_schedule_alone(path):
     assert load(path).train_cfg.max_iters == 2 * load(LONGER[path]).train_cfg.max_iters
 
 
-TRAINED = [path for path in COCO + CITYSCAPES + DIGITS if path not in LONGER]
+TRAINED = [path for path in COCO + CITYSCAPES + DIGITS + FASHION if path not in LONGER]
 
 
 @pytest.mark.parametrize('path', TRAINED, ids=stem)

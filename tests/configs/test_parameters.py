@@ -60,7 +60,7 @@ def test_every_config_is_on_the_page(sizes):
     assert set(sizes) == there
 
 
-@pytest.mark.parametrize('name', ['imagenet', 'imagenet/ablations'])
+@pytest.mark.parametrize('name', ['imagenet', 'imagenet/ablations', 'fashion'])
 def test_the_metafile_lists_every_config_with_its_size(name, sizes):
     file = ROOT / 'configs' / name / 'metafile.yml'
     listed = {

@@ -17,7 +17,7 @@ from PIL import Image
 pytest.importorskip('sklearn', reason='the digits come with scikit-learn')
 
 from mmorepa import cli
-from mmorepa.datasets import digits
+from mmorepa.datasets import canvases, digits
 from mmorepa.errors import UserError
 
 # One worker writes the sets and imports the three libraries.
@@ -28,6 +28,7 @@ TOOL = ROOT / 'tools' / 'dataset_converters' / 'digits.py'
 
 CANVASES = (8, 4)
 SIZE = 160
+STAMP = 'digits.json'
 SMALL = {'canvases': (2, 1), 'size': 64}
 
 SCANS_IN_ALL = 1797
@@ -289,9 +290,9 @@ def test_run_lengths_at_the_borders(pixels):
     mask_api = pytest.importorskip('pycocotools.mask')
     mask = np.zeros((3, 4), dtype=bool)
     mask[tuple(zip(*pixels))] = True
-    rle = mask_api.frPyObjects(digits._rle(mask), 3, 4)
+    rle = mask_api.frPyObjects(canvases.run_lengths(mask), 3, 4)
     assert np.array_equal(mask_api.decode(rle), mask)
-    assert digits._box(mask) == mask_api.toBbox(rle).tolist()
+    assert canvases.box(mask) == mask_api.toBbox(rle).tolist()
 
 
 def test_mmdet_metric_gives_the_truth_full_marks(out):
@@ -446,15 +447,15 @@ def test_another_version_is_refused(small, monkeypatch):
     ('name', 'content'),
     [
         ('photo.jpg', 'somebody else wrote this'),
-        (digits.STAMP_NAME, '{broken'),
-        (digits.STAMP_NAME, '[1]'),
-        (digits.STAMP_NAME, '{"made_by": "mmorepa digits", "format": "imagenet"}'),
+        (STAMP, '{broken'),
+        (STAMP, '[1]'),
+        (STAMP, '{"made_by": "mmorepa digits", "format": "imagenet"}'),
     ],
 )
 def test_what_is_not_ours_is_never_replaced(tmp_path, force, name, content):
     (tmp_path / 'coco').mkdir()
     (tmp_path / 'coco' / name).write_text(content)
-    with pytest.raises(UserError, match='not a set of digits that mmorepa wrote'):
+    with pytest.raises(UserError, match='no digits set that mmorepa wrote'):
         digits.write_digits(tmp_path, **SMALL, force=force)  # imagenet comes first, and waits
     assert (tmp_path / 'coco' / name).read_text() == content
     assert [path.name for path in tmp_path.iterdir()] == ['coco']
@@ -463,7 +464,7 @@ def test_what_is_not_ours_is_never_replaced(tmp_path, force, name, content):
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / 'coco').mkdir()
     assert digits.write_coco(tmp_path, **SMALL) is True
-    assert (tmp_path / 'coco' / digits.STAMP_NAME).is_file()
+    assert (tmp_path / 'coco' / STAMP).is_file()
 
 
 def test_a_linked_set_is_rewritten_where_it_is(small, tmp_path_factory):
@@ -471,7 +472,7 @@ def test_a_linked_set_is_rewritten_where_it_is(small, tmp_path_factory):
     (elsewhere / 'coco').symlink_to(small / 'coco')
     assert digits.write_coco(elsewhere, **SMALL, seed=5, force=True) is True
     assert (elsewhere / 'coco').is_symlink()
-    assert read_json(small / 'coco' / digits.STAMP_NAME)['seed'] == 5
+    assert read_json(small / 'coco' / STAMP)['seed'] == 5
 
 
 # Interrupted
@@ -480,13 +481,13 @@ def test_a_linked_set_is_rewritten_where_it_is(small, tmp_path_factory):
 def interrupt_at_picture(monkeypatch):
     saved = []
 
-    def save(pixels, path, save=digits._save):
+    def save(self, path, save=Image.Image.save):
         saved.append(path)
         if len(saved) > 1:
             raise KeyboardInterrupt
-        save(pixels, path)
+        save(self, path)
 
-    monkeypatch.setattr(digits, '_save', save)
+    monkeypatch.setattr(Image.Image, 'save', save)
 
 
 def interrupt_at_rename(monkeypatch):
@@ -527,7 +528,7 @@ def test_command_writes_says_refuses_and_forces(tool, tmp_path, capsys):
     coco = [str(tmp_path), '--formats', 'coco']
     assert tool(*coco) == 0
     assert capsys.readouterr().out == f'{tmp_path / "coco"}: written\n'
-    assert read_json(tmp_path / 'coco' / digits.STAMP_NAME) == {
+    assert read_json(tmp_path / 'coco' / STAMP) == {
         'made_by': 'mmorepa digits', 'version': 1, 'format': 'coco',
         'canvases': [2, 1], 'size': 64, 'seed': 0,
     }  # fmt: skip

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from engine.small_training import make_runner
+from mmorepa.checkpoints.files import mmengine_loads_weights_only
 from mmorepa.convs import ExpandConv2d, OREPAConv2d
 from mmorepa.convs.generated import GeneratedConv2d
 from mmorepa.engine.squeezed_step import SqueezedTrainingHook, training_of
@@ -289,7 +290,8 @@ def whole_and_resumed(folder, first, second, **options):
     whole.train()
     path = f'{whole.work_dir}/epoch_1.pth'
     resumed = runner_of(folder / 'resumed', second, resume=True, load_from=path, **options)
-    in_float64(resumed).train()
+    with mmengine_loads_weights_only():
+        in_float64(resumed).train()
     assert len(logged(resumed)['loss']) == len(logged(whole)['loss']) == 4
     return checkpoint_of(whole), checkpoint_of(resumed), resumed
 

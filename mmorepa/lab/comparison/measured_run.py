@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +22,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ...checkpoints import convert
+from ...engine.custom_hooks import add_hooks
 from ...engine.run import build_runner, load_config, test
+from ...engine.seeding import seed_samples
 from ...errors import UserError
 from ...writing import written_whole
 from ..provenance import load, machine, now, software
@@ -33,6 +36,11 @@ RESULT = 'result.json'
 LOG = 'run.log'
 
 SECONDS_BETWEEN_REPORTS = 1
+
+#: Iterations left out of a run's step time, in which caches fill and memory is first asked for.
+WARM_UP = 10
+#: How many of the others a record keeps.
+STEPS_KEPT = 21
 
 
 @dataclass(frozen=True)
@@ -89,11 +97,11 @@ def run(job: Job, report=lambda done: None) -> dict:
 
     Returns:
         dict: What is in the record: ``metrics`` and ``deploy_metrics`` of the test set,
-        ``step_seconds`` of every iteration (data loading left out), ``peak_bytes`` of memory up
-        to the end of training and ``start_bytes`` before its first iteration, ``parameters`` of
-        the training and the deploy form, ``relative`` difference of both forms on a probe image,
-        ``train_seconds``, ``load`` of the machine at the end of training, and ``machine`` and
-        ``software``, in words.
+        the number of ``iterations`` and ``step_seconds`` that they took (data loading left out;
+        see :func:`spread`), ``peak_bytes`` of memory up to the end of training and
+        ``start_bytes`` before its first iteration, ``parameters`` of the training and the deploy
+        form, ``relative`` difference of both forms on a probe image, ``train_seconds``, ``load``
+        of the machine at the end of training, and ``machine`` and ``software``, in words.
 
     Raises:
         UserError: If the config cannot be read, has nothing to test with, trains no iteration or
@@ -111,6 +119,9 @@ def run(job: Job, report=lambda done: None) -> dict:
             raise UserError(f'{job.config} has no {name}: wanted one to train and one to test with')
     # Left by a run that was interrupted, it would name a checkpoint of that one.
     (folder / 'last_checkpoint').unlink(missing_ok=True)
+    # A seed is the same data in the same order, augmented alike, whatever a model draws.
+    seed_samples(cfg)
+    add_hooks(cfg, 'IterSeedHook')
 
     runner = build_runner(cfg)
     timer = StepTimer(report)
@@ -144,7 +155,8 @@ def run(job: Job, report=lambda done: None) -> dict:
         deploy_metrics=deploy_metrics,
         relative=converted.agreement.relative,
         parameters=dict(zip(('training', 'deploy'), converted.parameters)),
-        step_seconds=[round(seconds, 6) for seconds in timer.seconds],
+        iterations=len(timer.seconds),
+        step_seconds=[round(seconds, 6) for seconds in spread(timer.seconds)],
         train_seconds=round(train_seconds, 3),
         peak_bytes=peak,
         start_bytes=timer.start_bytes,
@@ -156,6 +168,22 @@ def run(job: Job, report=lambda done: None) -> dict:
     with written_whole(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(record) + '\n')
     return record
+
+
+def spread(seconds: Sequence[float]) -> list[float]:
+    """A few iterations that stand for all, so that a record stays small.
+
+    Args:
+        seconds (Sequence[float]): Of every iteration, in their order.
+
+    Returns:
+        list[float]: From the fastest to the slowest, at most :data:`STEPS_KEPT` at even ranks; the
+        first :data:`WARM_UP` iterations, or the first half of a short run, are left out.
+    """
+    settled = sorted(seconds[min(WARM_UP, len(seconds) // 2) :])
+    kept = min(STEPS_KEPT, len(settled))
+    last = len(settled) - 1
+    return [settled[round(i * last / max(kept - 1, 1))] for i in range(kept)]
 
 
 class StepTimer:

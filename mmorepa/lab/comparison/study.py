@@ -25,10 +25,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...errors import UserError
-from .measured_run import LOG, RESULT, Job, start
-
-#: Iterations left out of a run's step time, in which caches fill and memory is first asked for.
-WARM_UP = 10
+from .measured_run import LOG, Job, start
+from .records import read_record
 
 SECONDS_TO_END = 10
 
@@ -127,13 +125,18 @@ def digest(path: Path, cfg_options: Mapping, deterministic: bool) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def run_all(jobs: Sequence[Job], console: Console | None = None) -> Outcome:
+def run_all(
+    jobs: Sequence[Job],
+    console: Console | None = None,
+    on_record: Callable[[dict], None] = lambda record: None,
+) -> Outcome:
     """Do all runs that have no record yet; one that fails is noted, and the rest goes on.
 
     Args:
         jobs (Sequence[Job]): From :func:`plan`.
         console (Console, optional): Shows how far it is: a bar on a terminal, and a line a run.
             By default standard error.
+        on_record (Callable[[dict], None]): Called with each record, as soon as it is there.
 
     Returns:
         Outcome: Of all jobs.
@@ -176,41 +179,15 @@ def run_all(jobs: Sequence[Job], console: Console | None = None) -> Outcome:
                 console.print(f'{title}: done before, {in_brief(record)}', markup=False)
             if record is not None:
                 outcome.records.append(record)
+                on_record(record)
     return outcome
-
-
-def read_record(job: Job) -> dict | None:
-    """The record of a run, None if there is none.
-
-    Raises:
-        UserError: If it was made with other settings, or is no record.
-    """
-    path = Path(job.folder, RESULT)
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text())
-        settings = record['settings']
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f'{path} is no record of a run: remove it, or name another --out') from None
-    if settings != job.settings:
-        raise UserError(
-            f'{path} was made with other settings (the config, its options or --deterministic): '
-            'name another --out, or remove that file to do the run again'
-        )
-    return record
 
 
 def in_brief(record: Mapping) -> str:
     """A run in a few words: its first metric, the time of a step and of training."""
     name, value = next(iter(record['metrics'].items()))
-    step = median(settled(record['step_seconds']))
+    step = median(record['step_seconds'])
     return f'{name} {value:.4g}, {1e3 * step:.3g} ms a step, {record["train_seconds"]:.0f} s'
-
-
-def settled(seconds: Sequence[float]) -> Sequence[float]:
-    """The iterations without the first :data:`WARM_UP`, or the second half of a short run."""
-    return seconds[min(WARM_UP, len(seconds) // 2) :]
 
 
 def run_in_process(job: Job, report: Callable[[float], None]) -> str:

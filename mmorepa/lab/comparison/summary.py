@@ -13,7 +13,9 @@ from ... import writing
 from ...errors import UserError
 from .. import scaffold
 from ..drawing import COLOURS, grid, new_figure
-from .study import WARM_UP, settled
+from .measured_run import WARM_UP
+from .paired import CONFIDENCE, Difference
+from .rates import Choice
 
 #: How far a metric of the deploy form may be from the training form's, relative: on a large test
 #: set rounding may turn a close decision or two, or the third digit, where a library stops.
@@ -34,10 +36,11 @@ class Summary:
         values (list[float]): The metric of the training form.
         deploy_values (list[float]): The metric of the deploy form.
         steps (tuple[float, float, float]): Lower quartile, median and upper quartile of the
-            seconds of an iteration, over the iterations of all runs after warm-up.
+            seconds of an iteration, over those that the records of all runs keep.
         fast_step (float): What a twentieth of these iterations stay below: the step where nothing
             else disturbs it.
         run_steps (list[float]): The median of each run.
+        iterations (int): Of a run.
         peak_bytes (list[int]): Peak memory.
         start_bytes (list[int]): Of it, before the first iteration.
         parameters (tuple[int, int]): Of the training and the deploy form.
@@ -51,6 +54,7 @@ class Summary:
     steps: tuple[float, float, float]
     fast_step: float
     run_steps: list[float]
+    iterations: int
     peak_bytes: list[int]
     start_bytes: list[int]
     parameters: tuple[int, int]
@@ -82,6 +86,9 @@ class Report:
     Attributes:
         metric (str): The metric that is compared.
         summaries (list[Summary]): One a config, those without a finished run left out.
+        differences (list[Difference]): Of each other config to one of them, where they share
+            seeds.
+        choices (list[Choice]): The learning rates, where they were searched for.
         failures (list[str]): The runs that failed, and why.
         machines (dict[str, int]): What the runs ran on, with how many did.
         software (dict[str, int]): Likewise versions and commit.
@@ -91,6 +98,8 @@ class Report:
 
     metric: str
     summaries: list[Summary]
+    differences: list[Difference]
+    choices: list[Choice]
     failures: list[str]
     machines: dict[str, int]
     software: dict[str, int]
@@ -99,7 +108,11 @@ class Report:
 
 
 def summarize(
-    records: Sequence[dict], failures: Sequence[str] = (), metric: str | None = None
+    records: Sequence[dict],
+    failures: Sequence[str] = (),
+    metric: str | None = None,
+    against: str | None = None,
+    choices: Sequence[Choice] = (),
 ) -> Report:
     """Put the records of a comparison together.
 
@@ -107,12 +120,15 @@ def summarize(
         records (Sequence[dict]): See :func:`mmorepa.lab.comparison.measured_run.run`; at least one.
         failures (Sequence[str]): The runs that failed, a line each.
         metric (str, optional): What to compare. By default the first that the first run has.
+        against (str, optional): The config that the others are compared with. By default the
+            first.
+        choices (Sequence[Choice]): The learning rates, where they were searched for.
 
     Returns:
         Report: Configs in the order in which they come first.
 
     Raises:
-        UserError: If a run does not have the metric.
+        UserError: If a run does not have the metric, or no run is of the config ``against``.
     """
     metric = metric or next(iter(records[0]['metrics']))
     for record in records:
@@ -124,12 +140,24 @@ def summarize(
     names = dict.fromkeys(record['config'] for record in records)
     finished = sorted(record['finished'] for record in records)
     loads = [record['load'] for record in records]
+    summaries = {
+        name: _summary([record for record in records if record['config'] == name], metric)
+        for name in names
+    }
+    against = against or next(iter(names))
+    if against not in summaries:
+        raise UserError(
+            f'no finished run is of {against}: choose --against from {", ".join(names)}'
+        )
     return Report(
         metric=metric,
-        summaries=[
-            _summary([record for record in records if record['config'] == name], metric)
-            for name in names
+        summaries=list(summaries.values()),
+        differences=[
+            _difference(summary, summaries[against], metric)
+            for name, summary in summaries.items()
+            if name != against and set(summary.seeds) & set(summaries[against].seeds)
         ],
+        choices=list(choices),
         failures=list(failures),
         machines=dict(Counter(record['machine'] for record in records)),
         software=dict(Counter(record['software'] for record in records)),
@@ -139,7 +167,7 @@ def summarize(
 
 
 def _summary(records: Sequence[dict], metric: str) -> Summary:
-    steps = [settled(record['step_seconds']) for record in records]
+    steps = [record['step_seconds'] for record in records]
     together = [seconds for run in steps for seconds in run]
     return Summary(
         config=records[0]['config'],
@@ -149,10 +177,25 @@ def _summary(records: Sequence[dict], metric: str) -> Summary:
         steps=tuple(percentile(together, percent) for percent in (25, 50, 75)),
         fast_step=percentile(together, 5),
         run_steps=[median(run) for run in steps],
+        iterations=records[0]['iterations'],
         peak_bytes=[record['peak_bytes'] for record in records],
         start_bytes=[record['start_bytes'] for record in records],
         parameters=tuple(records[0]['parameters'][form] for form in ('training', 'deploy')),
         relative=max(record['relative'] for record in records),
+    )
+
+
+def _difference(one: Summary, other: Summary, metric: str) -> Difference:
+    value, base = (dict(zip(summary.seeds, summary.values)) for summary in (one, other))
+    seeds = [seed for seed in value if seed in base]
+    times = [summary.iterations * summary.fast_step for summary in (one, other)]
+    return Difference(
+        config=one.config,
+        against=other.config,
+        metric=metric,
+        seeds=seeds,
+        values=[value[seed] - base[seed] for seed in seeds],
+        time=times[0] / times[1],
     )
 
 
@@ -178,8 +221,47 @@ def to_markdown(report: Report) -> str:
         scaffold.Column(title, itemgetter(number), left=True) for number, title in enumerate(header)
     ]
     lines = scaffold.markdown_table(columns, map(_cells, report.summaries))
+    if report.differences:
+        lines += ['', *_differences(report.differences), '']
+        lines += [f'- {difference.sentence}' for difference in report.differences]
+    if report.choices:
+        lines += ['', *_choices(report.choices)]
     lines += ['', *[f'- {note}' for note in _notes(report)]]
     return '\n'.join(lines) + '\n'
+
+
+def _differences(differences: Sequence[Difference]) -> list[str]:
+    columns = [
+        scaffold.Column(f'against {differences[0].against}', lambda row: row.config, left=True),
+        scaffold.Column('seeds', lambda row: ' '.join(map(str, row.seeds)), left=True),
+        scaffold.Column('difference of each', lambda row: _signed(*row.values)),
+        scaffold.Column('mean', lambda row: _signed(row.mean)),
+        scaffold.Column(
+            f'{CONFIDENCE:.0%} interval of the mean',
+            lambda row: ' to '.join(_signed(end) for end in row.interval or ()),
+        ),
+        scaffold.Column('training time', lambda row: f'{row.time:.2f}×'),
+    ]
+    return scaffold.markdown_table(columns, differences)
+
+
+def _signed(*numbers: float) -> str:
+    return ' '.join(f'{number:+.2f}' for number in numbers)
+
+
+def _choices(choices: Sequence[Choice]) -> list[str]:
+    """A row a config, a column a rate; the best in bold."""
+    rates = sorted({rate for choice in choices for rate in choice.values})
+
+    def column(rate: float) -> scaffold.Column:
+        def cell(choice: Choice) -> str:
+            text = f'{choice.values[rate]:.4g}' if rate in choice.values else ''
+            return f'**{text}**' if rate == choice.rate else text
+
+        return scaffold.Column(f'rate {rate:g}', cell)
+
+    name = scaffold.Column('search', lambda choice: choice.config, left=True)
+    return scaffold.markdown_table([name, *map(column, rates)], choices)
 
 
 def _cells(summary: Summary) -> list[str]:
@@ -214,7 +296,8 @@ def _notes(report: Report) -> list[str]:
         'std: sample standard deviation over the seeds. Deploy form: converted and tested; its '
         f'outputs on a probe image are apart by at most {relative:.1e} of the largest.',
         f'A step is a training iteration without the loading of its batch, the first {WARM_UP} of '
-        f'a run left out; over the iterations of all runs. Memory is what was {memory} '
+        f'a run left out; over the iterations of all runs, of which each record keeps some at '
+        f'even ranks. Memory is what was {memory} '
         'at most, up to the end of training; of several runs the highest.',
         *[
             what + (f' ({count} run{"s" * (count != 1)})' if several else '')
@@ -222,6 +305,12 @@ def _notes(report: Report) -> list[str]:
         ],
         f'Runs ended between {report.finished[0]} and {report.finished[1]}; load average of the '
         f'machine then: {report.load[0]} to {report.load[1]}.',
+    ]
+    notes += [
+        f'The best rate of {choice.config} is the {choice.at_end} that was tried: the search is '
+        'to be widened.'
+        for choice in report.choices
+        if choice.at_end
     ]
     return notes + [f'**FAILED** {failure}' for failure in report.failures]
 
@@ -236,6 +325,10 @@ def write_json(report: Report, path: str | os.PathLike) -> None:
     content = asdict(report)
     for summary, numbers in zip(report.summaries, content['summaries']):
         numbers.update(mean=summary.mean, std=summary.std, deploy_agrees=summary.deploy_agrees)
+    for difference, numbers in zip(report.differences, content['differences']):
+        numbers.update(mean=difference.mean, interval=difference.interval)
+    for choice, numbers in zip(report.choices, content['choices']):
+        numbers.update(rate=choice.rate)
     writing.write_json(content, path)
 
 

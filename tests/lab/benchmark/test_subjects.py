@@ -209,9 +209,11 @@ class TestReleased:
 
     def test_nothing_is_left_behind(self, checkout, tmp_path, capsys):
         before = list(sys.path), sys.dont_write_bytecode
+        modules = set(sys.modules)
         build(parse('released-OREPA'), 'resnet18', released_path=checkout)
         assert (list(sys.path), sys.dont_write_bytecode) == before
-        assert not {'convnet_utils', 'helper', 'models', 'models.net'} & set(sys.modules)
+        left = set(sys.modules) - modules
+        assert not {'convnet_utils', 'helper', 'models', 'models.net'} & left
         assert not list(tmp_path.rglob('__pycache__'))
         assert capsys.readouterr().out == ''
 

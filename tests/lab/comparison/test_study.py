@@ -57,6 +57,7 @@ if __import__('multiprocessing').parent_process():
     __import__('os').kill(__import__('os').getpid(), 9)
 """
 
+RECORDS = 'kept/records.json'
 CONFIGS = ('tiny.py', 'broken.py', 'again.py')
 OPTIONS = ('--cfg-options', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1')
 # Of no consequence for the result: both configs are the same training.
@@ -76,6 +77,7 @@ def workplace(tmp_path_factory):
     (folder / 'again.py').write_text("_base_ = ['./tiny.py']\n")
     (folder / 'broken.py').write_text(BROKEN)
     arguments = [*CONFIGS, '--seeds', *SEEDS, '--out', 'out', *OPTIONS, *OPTIONS_FOR]
+    arguments += ['--records', RECORDS]
     (folder / 'first.log').write_text(run(folder, *command(*arguments), code=1))
     return folder
 
@@ -110,7 +112,8 @@ def test_runs_go_seed_by_seed_and_failures_are_named(workplace):
 def test_table(workplace, table):
     text = (workplace / 'out' / 'table.md').read_text()
     assert text in (workplace / 'first.log').read_text()
-    rows = [line.strip('| ').split(' | ') for line in text.splitlines() if line.startswith('|')]
+    first, *_ = text.split('\n\n')
+    rows = [line.strip('| ').split(' | ') for line in first.splitlines()]
     assert len({len(row) for row in rows}) == 1
     assert rows[0][2].startswith('accuracy/top1')
     assert [row[:2] for row in rows[2:]] == [['tiny', '0 1'], ['again', '0 1']]
@@ -140,7 +143,8 @@ def test_what_a_run_records(workplace, monkeypatch):
     assert found['parameters'] == dict(
         training=before, deploy=count_parameters(switch_to_deploy(model))
     )
-    assert len(found['step_seconds']) == ITERATIONS
+    assert found['iterations'] == ITERATIONS
+    assert len(found['step_seconds']) == ITERATIONS - ITERATIONS // 2  # a short run's second half
     assert 0 < sum(found['step_seconds']) < found['train_seconds']
     assert 2**26 < found['start_bytes'] <= found['peak_bytes']
     assert found['relative'] < 1e-4
@@ -176,6 +180,40 @@ def test_a_second_call_trains_nothing(workplace, table):
     again = json.loads((workplace / 'out' / 'table.json').read_text())
     assert again['summaries'] == table['summaries']
     assert again['failures'] == []
+
+
+def test_another_place_goes_on_from_the_records(workplace, table):
+    """As in a checkout that has the file and no folder of runs."""
+    kept = (workplace / RECORDS).read_text()
+    assert len(kept.splitlines()) == 2 + 4  # a line a run
+    arguments = ['again.py', 'tiny.py', '--seeds', *SEEDS, *OPTIONS, *OPTIONS_FOR]
+    arguments += ['--out', 'elsewhere', '--records', RECORDS, '--against', 'tiny.py']
+    text = run(workplace, *command(*arguments))
+    assert text.count(': done before, accuracy/top1 ') == 4
+    assert (workplace / RECORDS).read_text() == kept
+    again = json.loads((workplace / 'elsewhere' / 'table.json').read_text())
+    assert again['summaries'] == table['summaries'][::-1]
+    assert [difference['against'] for difference in again['differences']] == ['tiny']
+
+
+def test_a_config_is_compared_at_its_best_rate(workplace):
+    rates = (0.001, 0.02)
+    arguments = ['tiny.py', '--seeds', 1, '--out', 'searched', *OPTIONS, '--rates', *rates]
+    arguments += ['--rates-options', 'test_dataloader.dataset.indices=20']
+    text = run(workplace, *command(*arguments))
+    tried = [
+        json.loads((workplace / f'searched/tiny/lr{rate:g}/seed0/result.json').read_text())
+        for rate in rates
+    ]
+    values = [one['metrics']['accuracy/top1'] for one in tried]
+    best = rates[values.index(max(values))]
+    assert [one['cfg_options']['test_dataloader.dataset.indices'] for one in tried] == ['20'] * 2
+    found = json.loads((workplace / 'searched/tiny/seed1/result.json').read_text())
+    assert found['cfg_options']['optim_wrapper.optimizer.lr'] == repr(best)
+    assert 'test_dataloader.dataset.indices' not in found['cfg_options']
+    (choice,) = json.loads((workplace / 'searched/table.json').read_text())['choices']
+    assert (choice['rate'], choice['values']) == (best, dict(zip(map(str, rates), values)))
+    assert '| search | rate 0.001 | rate 0.02 |' in text
 
 
 class TestPlan:
@@ -244,10 +282,11 @@ class TestRunAll:
     @pytest.mark.parametrize(
         'content, message',
         [
-            ('{"settings": "xyz"}', 'was made with other settings'),
+            ('{"settings": "xyz", "iterations": 1}', 'was made with other settings'),
             ('{"settings"', 'is no record of a run'),
             ('[]', 'is no record of a run'),
             ('{}', 'is no record of a run'),
+            ('{"settings": "abc"}', 'is no record of a run'),  # of an earlier version
         ],
     )
     def test_refuses_records_of_other_runs(self, job, tmp_path, content, message):
@@ -270,6 +309,40 @@ class TestRunAll:
 
 
 class TestMeasuring:
+    @pytest.mark.parametrize(
+        'seconds, kept',
+        [
+            ([5.0], [5.0]),
+            ([9.0, 1.0], [1.0]),
+            ([9.0] * 3 + [3.0, 1.0, 2.0], [1.0, 2.0, 3.0]),
+            ([99.0] * 10 + list(range(21, 0, -1)), list(range(1, 22))),
+            ([99.0] * 10 + list(range(200, -1, -1)), list(range(0, 201, 10))),
+        ],
+    )
+    def test_a_record_keeps_some_steps_at_even_ranks(self, seconds, kept):
+        assert measured_run.spread(seconds) == kept
+
+    def test_a_seed_is_the_same_data_whatever_the_model_draws(self, workplace, monkeypatch):
+        """Both blocks see the same pictures in the same order, augmented alike."""
+        monkeypatch.chdir(workplace)
+        seen = []
+
+        def train(self):
+            loader = self.build_dataloader(self._train_dataloader)
+            seen.append(torch.stack([image for batch in loader for image in batch['inputs']]))
+            raise InterruptedError
+
+        monkeypatch.setattr(measured_run.Runner, 'train', train)
+        for reparam in (None, 'DBB'):
+            for seed in SEEDS:
+                folder = workplace / 'seen'
+                folder.mkdir(exist_ok=True)
+                options = {'model.backbone.reparam': reparam}
+                with pytest.raises(InterruptedError):
+                    measured_run.run(Job('tiny.py', 'x', seed, str(folder), cfg_options=options))
+        assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+        assert not torch.equal(seen[0], seen[1])
+
     def test_the_timer_is_next_to_the_step(self, narrow_config, tmp_path):
         runner = build_runner(narrow_config(tmp_path))
         timer = StepTimer(lambda done: None)

@@ -8,15 +8,14 @@ import pytest
 
 from mmorepa.errors import UserError
 from mmorepa.lab.comparison import summary as reports
-from mmorepa.lab.comparison.study import WARM_UP
+from mmorepa.lab.comparison.rates import Choice
 
 MACHINE = 'some CPU, 8 cores, 1 thread, no GPU'
 SOFTWARE = 'torch 2.5.1 at commit abc'
 
 
 def record(config, seed, value, deploy=None, **changes):
-    """A run of 30 iterations, of which those after warm-up take 1 to 20 ms, in another order."""
-    steps = [9.0] * WARM_UP + [((7 * i) % 20 + 1) / 1000 for i in range(20)]
+    """A run of 30 iterations, of which those that are kept take 1 to 20 ms."""
     return {
         **dict(
             config=config,
@@ -25,7 +24,8 @@ def record(config, seed, value, deploy=None, **changes):
             deploy_metrics={'top1': value if deploy is None else deploy, 'top|5': 99.0},
             relative=1e-7,
             parameters=dict(training=3_000_000, deploy=1_000_000),
-            step_seconds=steps,
+            iterations=30,
+            step_seconds=[(i + 1) / 1000 for i in range(20)],
             peak_bytes=(600 + seed) * 2**20,
             start_bytes=500 * 2**20,
             load=1.5,
@@ -62,26 +62,18 @@ class TestSummarize:
         assert (orepa.mean, orepa.std) == (97, 0)
         assert reports.summarize(records[:1]).summaries[0].std is None
 
-    def test_steps_after_warm_up(self, records):
+    def test_steps(self, records):
         summary = reports.summarize(records[:1]).summaries[0]
         assert summary.steps == pytest.approx((0.00575, 0.0105, 0.01525))
         assert summary.fast_step == pytest.approx(0.00195)
         assert summary.run_steps == pytest.approx([0.0105])
 
     def test_steps_of_all_runs_count(self):
-        runs = [record('x', 0, 1), record('x', 1, 1, step_seconds=[1.0] * 30)]
+        runs = [record('x', 0, 1), record('x', 1, 1, step_seconds=[1.0] * 20)]
         summary = reports.summarize(runs).summaries[0]
-        together = [*runs[0]['step_seconds'][WARM_UP:], *[1.0] * 20]
+        together = [*runs[0]['step_seconds'], *[1.0] * 20]
         assert summary.steps[1] == pytest.approx(median(together))
         assert summary.run_steps == pytest.approx([0.0105, 1])
-
-    @pytest.mark.parametrize(
-        'seconds, expected', [([5.0], 5), ([9.0, 1.0], 1), ([9.0] * 3 + [1.0] * 3, 1)]
-    )
-    def test_a_short_run_keeps_its_second_half(self, seconds, expected):
-        report = reports.summarize([record('x', 0, 1, step_seconds=seconds)])
-        assert report.summaries[0].steps == (expected,) * 3
-        assert report.summaries[0].fast_step == expected
 
     @pytest.mark.parametrize('metric, value', [(None, 90), ('top1', 90), ('top|5', 99)])
     def test_metric_is_the_first_or_the_one_asked_for(self, records, metric, value):
@@ -92,6 +84,28 @@ class TestSummarize:
     def test_refuses_a_metric_that_is_not_there(self, records):
         with pytest.raises(UserError, match="plain has no metric 'mIoU': .* from top1, top|5"):
             reports.summarize(records, metric='mIoU')
+
+    def test_differences_pair_the_seeds(self, records):
+        extra = record('plain', 7, 0.0)
+        (found,) = reports.summarize([*reversed(records), extra]).differences
+        assert (found.config, found.against, found.metric) == ('plain', 'orepa', 'top1')
+        assert dict(zip(found.seeds, found.values)) == {0: -7, 1: -4, 2: -1}
+
+    def test_differences_to_the_config_asked_for(self, records):
+        (found,) = reports.summarize(records, against='orepa').differences
+        assert (found.config, found.values) == ('plain', [-7, -4, -1])
+
+    def test_no_difference_without_a_common_seed(self):
+        assert reports.summarize([record('x', 0, 1), record('y', 1, 1)]).differences == []
+
+    def test_time_is_iterations_times_the_quiet_step(self):
+        slow = [(2 * i + 2) / 1000 for i in range(20)]
+        runs = [record('x', 0, 1), record('y', 0, 1, iterations=45, step_seconds=slow)]
+        assert reports.summarize(runs).differences[0].time == pytest.approx(3)
+
+    def test_refuses_to_compare_with_what_is_not_there(self, records):
+        with pytest.raises(UserError, match='no finished run is of dbb: .* from plain, orepa'):
+            reports.summarize(records, against='dbb')
 
     @pytest.mark.parametrize(
         'deploy, agrees', [(90.0, True), (90.05, True), (89.72, False), (0.0, False)]
@@ -115,7 +129,7 @@ class TestSummarize:
 
 class TestMarkdown:
     def test_a_row_a_config(self, records):
-        header, rule, plain, orepa = rows(reports.summarize(records))
+        header, rule, plain, orepa, *_ = rows(reports.summarize(records))
         assert header.count('|') == rule.count('|') == plain.count('|') == orepa.count('|')
         cells = [
             '0 1 2',
@@ -126,6 +140,19 @@ class TestMarkdown:
             '3 → 1',
         ]
         assert plain == f'| plain | {" | ".join(cells)} |'
+
+    def test_differences_and_what_they_support(self, records):
+        text = reports.to_markdown(reports.summarize(records))
+        assert '| orepa | 0 1 2 | +7.00 +4.00 +1.00 | +4.00 | -3.45 to +11.45 | 1.00× |' in text
+        assert '\n- orepa and plain cannot be told apart: +4.00 top1 on the mean of 3' in text
+
+    def test_rates(self, records):
+        choices = [Choice('plain', {0.1: 90.0, 0.2: 91.0}), Choice('orepa', {0.1: 93.0})]
+        text = reports.to_markdown(reports.summarize(records, choices=choices))
+        assert '| search | rate 0.1 | rate 0.2 |' in text
+        assert '| plain | 90 | **91** |\n| orepa | **93** |  |' in text
+        assert '\n- The best rate of plain is the highest that was tried:' in text
+        assert 'The best rate of orepa' not in text
 
     def test_a_slow_step_has_no_exponent(self):
         report = reports.summarize([record('x', 0, 1, step_seconds=[1.0594])])
@@ -160,6 +187,9 @@ def test_json_has_all_numbers(records, tmp_path):
     assert (plain['mean'], plain['std'], plain['deploy_agrees']) == (93, 3, True)
     assert plain['peak_bytes'] == [600 * 2**20, 601 * 2**20, 602 * 2**20]
     assert plain['parameters'] == [3_000_000, 1_000_000]
+    (difference,) = content['differences']
+    assert (difference['values'], difference['mean']) == ([7, 4, 1], 4)
+    assert difference['interval'] == pytest.approx([-3.452, 11.452], abs=1e-3)
 
 
 def test_picture_has_each_config(records, tmp_path):

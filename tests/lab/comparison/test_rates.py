@@ -1,0 +1,52 @@
+"""The search for learning rates: what is run, and what is chosen."""
+
+import pytest
+
+from mmorepa.errors import UserError
+from mmorepa.lab.comparison.rates import RATE, Choice, choose, plan_search
+
+
+def record(config, rate, value):
+    return dict(config=f'{config}/lr{rate:g}', metrics=dict(top1=value, top5=-value))
+
+
+def test_every_config_is_tried_with_every_rate(tmp_path):
+    paths = [tmp_path / f'{name}.py' for name in ('one', 'two')]
+    for path in paths:
+        path.write_text('lr = 1\n')
+    jobs = plan_search(
+        paths, [0.1, 0.05, 0.1], tmp_path, {RATE: 7, 'a': 1}, [('two', {'b': 1})], {'a': 2}
+    )
+    assert [(job.name, job.seed) for job in jobs] == [
+        ('one/lr0.05', 0), ('two/lr0.05', 0), ('one/lr0.1', 0), ('two/lr0.1', 0),
+    ]  # fmt: skip
+    assert jobs[3].cfg_options == {RATE: 0.1, 'a': 2, 'b': 1}
+    assert jobs[3].folder == str(tmp_path / 'two' / 'lr0.1' / 'seed0')
+    assert len({job.settings for job in jobs}) == 4
+
+
+@pytest.mark.parametrize(
+    'values, rate, at_end',
+    [
+        ({0.1: 90, 0.2: 92, 0.4: 91}, 0.2, ''),
+        ({0.1: 90, 0.2: 92}, 0.2, 'highest'),
+        ({0.1: 92, 0.2: 92, 0.4: 91}, 0.1, 'lowest'),
+        ({0.1: 92}, 0.1, ''),
+    ],
+    ids=str,
+)
+def test_the_best_rate(values, rate, at_end):
+    choice = Choice('one', values)
+    assert (choice.rate, choice.at_end) == (rate, at_end)
+
+
+def test_each_config_chooses_for_itself():
+    records = [record(*run) for run in (('a', 0.4, 1), ('b', 0.4, 3), ('a', 0.1, 2), ('b', 0.1, 2))]
+    assert choose(records) == [Choice('a', {0.1: 2, 0.4: 1}), Choice('b', {0.1: 2, 0.4: 3})]
+    assert [choice.rate for choice in choose(records, 'top5')] == [0.4, 0.1]
+    assert [list(choice.values) for choice in choose(records)] == [[0.1, 0.4]] * 2
+
+
+def test_refuses_a_metric_that_is_not_there():
+    with pytest.raises(UserError, match="a/lr0.1 has no metric 'mIoU': .* from top1, top5"):
+        choose([record('a', 0.1, 1)], 'mIoU')
