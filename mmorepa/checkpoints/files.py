@@ -1,4 +1,4 @@
-"""Checkpoint files: loaded without running code, written whole or not at all."""
+"""Checkpoint files: loaded without running code, and saved."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike, replace: bool = T
         checkpoint (dict): Tensors and plain values; numpy values are turned into Python's, what
             else is no plain value into its text.
         path (str | os.PathLike): Where to.
-        replace (bool): See :func:`written_whole`. Defaults to True.
+        replace (bool): See :func:`mmorepa.writing.written_whole`. Defaults to True.
 
     Raises:
         UserError: If the file cannot be written, or values are nested without end.
