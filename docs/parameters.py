@@ -18,9 +18,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mmorepa.checkpoints.conversion import count_blocks, count_parameters
-from mmorepa.checkpoints.files import written_whole
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
+from mmorepa.writing import written_whole
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 PAGE = Path(__file__).with_suffix('.md')

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import mean, median
 
 from mmorepa import cli
-from mmorepa.deploy.quantization import Settings, quantize, report
-from mmorepa.deploy.quantization.plots import draw_ranges
+from mmorepa.deploy.quantization import Settings, layer_report, quantize
+from mmorepa.deploy.quantization.layer_plots import draw_ranges
 from mmorepa.engine.run import load_config
 
 PICTURE = Path(__file__).with_name('quantization_ranges.png')
@@ -67,7 +67,7 @@ def main() -> None:
 def look(folder: Path) -> dict:
     """The numbers of one trained network: its weights, and its accuracy in int8."""
     cfg = load_config(folder / 'deploy.py')
-    made = report.study(cfg, folder / 'deploy.pth', CALIBRATION, evaluate=False)
+    made = layer_report.study(cfg, folder / 'deploy.pth', CALIBRATION, evaluate=False)
     convs = [layer for layer in made.found.layers if len(layer.shape) == 4]
     numbers = dict(
         report=made,

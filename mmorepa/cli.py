@@ -40,6 +40,32 @@ def positive(text: str) -> int:
     return number
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add what a model is built from and loaded from: CONFIG, CHECKPOINT and ``--cfg-options``."""
+    parser.add_argument('config', help='the config that the checkpoint was trained with')
+    parser.add_argument(
+        'checkpoint', help='the checkpoint file, in training, squeezed or deploy form'
+    )
+    add_config_options(parser)
+
+
+def add_out(parser: argparse.ArgumentParser, help: str, **kwargs) -> None:
+    """Add what is written: OUT, and ``--force``."""
+    parser.add_argument('out', help=help, **kwargs)
+    parser.add_argument('--force', action='store_true', help='replace existing files')
+
+
+def add_probe_size(parser: argparse.ArgumentParser) -> None:
+    """Add ``--probe-size``, the side of the image on which two forms are compared."""
+    parser.add_argument(
+        '--probe-size',
+        type=positive,
+        default=224,
+        metavar='PIXELS',
+        help='side of the probe image on which both forms are compared (default: 224)',
+    )
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``, as OpenMMLab's own tools have it."""
     from mmengine.config import DictAction

@@ -11,9 +11,8 @@ def parse_args() -> argparse.Namespace:
         description='Squeeze the blocks of a checkpoint into plain convolutions and fold the '
         'BatchNorms. Writes OUT, and a config that fits it beside it.'
     )
-    parser.add_argument('config', help='the config the checkpoint was trained with')
-    parser.add_argument('checkpoint', help='the checkpoint file')
-    parser.add_argument('out', help='the checkpoint to write')
+    cli.add_model(parser)
+    cli.add_out(parser, 'the checkpoint to write')
     parser.add_argument(
         '--keep-bn',
         action='store_true',
@@ -24,15 +23,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='also evaluate both checkpoints on the test set of the config',
     )
-    parser.add_argument('--force', action='store_true', help='replace existing files')
-    parser.add_argument(
-        '--probe-size',
-        type=int,
-        default=224,
-        metavar='PIXELS',
-        help='side of the probe image on which both forms are compared (default: 224)',
-    )
-    cli.add_config_options(parser)
+    cli.add_probe_size(parser)
     return parser.parse_args()
 
 

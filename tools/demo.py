@@ -121,23 +121,21 @@ def report(work_dir: Path, forms: dict[str, tuple], seconds: float) -> None:
         seconds (float): What training took.
     """
     import torch
-    from mmengine.runner import Runner
     from rich.console import Console
     from rich.table import Table
 
     from mmorepa import verify
     from mmorepa.checkpoints import load_model
     from mmorepa.checkpoints.conversion import count_parameters
+    from mmorepa.engine.data import build_loader, image_batches
     from mmorepa.engine.run import load_config
 
     models = {}
     for form, (config, checkpoint) in forms.items():
         cfg = load_config(config)
         models[form] = load_model(cfg, checkpoint).model
-    loader = Runner.build_dataloader(cfg.val_dataloader)
-    preprocess = models['training'].data_preprocessor
-    batches = [preprocess(batch)['inputs'] for batch in itertools.islice(loader, 50)]
-    images = torch.cat(batches)
+    batches = image_batches(build_loader(cfg, 'val_dataloader'), models['training'])
+    images = torch.cat(list(itertools.islice(batches, 50)))
     agreement = verify(*models.values(), images, mode='tensor')
 
     table = Table('', *[f'{form} form' for form in forms])

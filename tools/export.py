@@ -11,11 +11,8 @@ def parse_args() -> argparse.Namespace:
         description='Bring a checkpoint into deploy form and write it as a file that runs without '
         'this package. It is run and compared with the checkpoint first.'
     )
-    parser.add_argument('config', help='the config the checkpoint was trained with')
-    parser.add_argument('checkpoint', help='the checkpoint file, in any form')
-    parser.add_argument(
-        'out', help='the file to write: .onnx, .pt2 (torch-export), .pt (torchscript)'
-    )
+    cli.add_model(parser)
+    cli.add_out(parser, 'the file to write: .onnx, .pt2 (torch-export), .pt (torchscript)')
     parser.add_argument(
         '--format',
         choices=['onnx', 'torch-export', 'torchscript', 'aot-inductor'],
@@ -52,8 +49,6 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help="compare on N images of the config's test set as well",
     )
-    parser.add_argument('--force', action='store_true', help='replace an existing file')
-    cli.add_config_options(parser)
     return parser.parse_args()
 
 

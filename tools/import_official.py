@@ -17,7 +17,7 @@ def parse_args() -> argparse.Namespace:
         'its keys and shapes. Writes OUT, and a config beside it where configs/imagenet has none.'
     )
     parser.add_argument('file', help='the released file, training or deploy form')
-    parser.add_argument('out', help='the checkpoint to write')
+    cli.add_out(parser, 'the checkpoint to write')
     direction = parser.add_mutually_exclusive_group()
     direction.add_argument(
         '--deploy', action='store_true', help='convert to the deploy form, as convert.py does'
@@ -27,14 +27,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='the way back: FILE is a training checkpoint of this package, OUT a released one',
     )
-    parser.add_argument('--force', action='store_true', help='replace existing files')
-    parser.add_argument(
-        '--probe-size',
-        type=int,
-        default=224,
-        metavar='PIXELS',
-        help='side of the probe image on which deploy forms are compared (default: 224)',
-    )
+    cli.add_probe_size(parser)
     return parser.parse_args()
 
 

@@ -12,11 +12,8 @@ def parse_args() -> argparse.Namespace:
         'TorchScript program whose backbone is in int8 (OUT.pt). With --report DIR look at every '
         'layer instead, or as well.'
     )
-    parser.add_argument('config', help='the config the checkpoint was trained with')
-    parser.add_argument(
-        'checkpoint', help='the checkpoint file, in training, squeezed or deploy form'
-    )
-    parser.add_argument('out', nargs='?', help='the file to write; may be left out with --report')
+    cli.add_model(parser)
+    cli.add_out(parser, 'the file to write; may be left out with --report', nargs='?')
     parser.add_argument(
         '--backend', choices=['onnxruntime', 'torch'], default='onnxruntime', help='default: first'
     )
@@ -69,8 +66,6 @@ def parse_args() -> argparse.Namespace:
         help='quantize each layer alone, print a table, and write layers.json, layers.png and '
         'ranges.png; with --evaluate the accuracy that is lost too',
     )
-    parser.add_argument('--force', action='store_true', help='replace existing files')
-    cli.add_config_options(parser)
     args = parser.parse_args()
     if args.out is None and args.report is None:
         parser.error('wanted OUT, --report DIR, or both')
@@ -79,13 +74,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from mmorepa.deploy.quantization import Settings, report
+    from mmorepa.deploy.quantization import Settings, layer_report
     from mmorepa.engine.run import load_config
 
     cfg = load_config(args.config, cfg_options=args.cfg_options)
     settings = Settings(args.backend, args.mode, args.per_channel, args.method, args.reduce_range)
     if args.report:
-        report.check_folder(args.report, args.force)
+        layer_report.check_folder(args.report, args.force)
     if args.out:
         write_int8(cfg, args, settings)
     if args.report:
@@ -113,13 +108,15 @@ def write_int8(cfg, args: argparse.Namespace, settings) -> None:
 def write_report(cfg, args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from mmorepa.deploy.quantization import report
+    from mmorepa.deploy.quantization import layer_report
 
-    found = report.study(cfg, args.checkpoint, args.calibration, args.per_channel, args.evaluate)
+    found = layer_report.study(
+        cfg, args.checkpoint, args.calibration, args.per_channel, args.evaluate
+    )
     # Wide enough for every column, in a pipe too.
-    Console(width=150, soft_wrap=True).print(report.table(found))
-    report.write(found, args.report)
-    print(f'wrote {", ".join(f"{args.report}/{name}" for name in report.FILES)}')
+    Console(width=150, soft_wrap=True).print(layer_report.table(found))
+    layer_report.write(found, args.report)
+    print(f'wrote {", ".join(f"{args.report}/{name}" for name in layer_report.FILES)}')
 
 
 if __name__ == '__main__':

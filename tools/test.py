@@ -2,8 +2,6 @@
 """Evaluate a checkpoint of any form: python tools/test.py CONFIG CHECKPOINT."""
 
 import argparse
-import json
-from pathlib import Path
 
 from mmorepa import cli
 
@@ -13,25 +11,22 @@ def parse_args() -> argparse.Namespace:
         description='Evaluate a checkpoint in training, squeezed or deploy form; the form is '
         'found out'
     )
-    parser.add_argument('config', help='the config file')
-    parser.add_argument('checkpoint', help='the checkpoint file')
+    cli.add_model(parser)
     parser.add_argument('--work-dir', help='where logs go')
     parser.add_argument('--out', metavar='FILE', help='write the metrics there, as JSON')
     cli.add_launcher_options(parser)
-    cli.add_config_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    from mmorepa.checkpoints.files import written_whole
     from mmorepa.engine.run import load_config, test
+    from mmorepa.writing import write_json
 
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
     metrics = test(cfg, args.checkpoint)
     if args.out:
-        with written_whole(Path(args.out)) as temporary:
-            temporary.write_text(json.dumps(metrics, indent=2) + '\n')
+        write_json(metrics, args.out)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
-"""Comparing two forms of a whole model on one image."""
+"""Comparing two forms of a whole model, or their outputs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +18,17 @@ def probe_image(size: int, channels: int = 3) -> Tensor:
 def compare_forms(before: nn.Module, after: nn.Module, image: Tensor) -> Agreement:
     """Compare the raw outputs of two forms of an OpenMMLab model.
 
-    A two-stage detector picks proposals by rank, where the last digit can change the choice. So its
-    parts are compared one by one, each of the second model on the input that it has in the first.
+    A two-stage detector picks proposals by rank, where the last digit can change the choice. Its
+    parts are therefore compared one by one: each part of the second model runs on the input that it
+    has in the first.
 
     Args:
-        before (nn.Module): Classifier, detector or segmentor, one form of it.
-        after (nn.Module): Another form.
+        before (nn.Module): One form of a classifier, detector or segmentor.
+        after (nn.Module): Another form of it.
         image (Tensor): (N, 3, H, W), normalised.
 
     Returns:
-        Agreement: Over all outputs; of several parts the worst.
+        Agreement: The agreement over all outputs; if there are several parts, the worst.
     """
     if not hasattr(before, 'roi_head'):
         return verify(before, after, image, mode='tensor')
@@ -35,6 +38,24 @@ def compare_forms(before: nn.Module, after: nn.Module, image: Tensor) -> Agreeme
             for name, part, args, kwargs in _parts(before, image)
         ]
     )
+
+
+def compare_outputs(first: Sequence[Tensor], second: Sequence[Tensor]) -> Agreement:
+    """The worst agreement of any output. Each output is measured by its own largest magnitude.
+
+    A detector's scores are many times as large as its box offsets, which would be lost in a common
+    measure.
+
+    Args:
+        first (Sequence[Tensor]): The outputs that count as right.
+        second (Sequence[Tensor]): Others, in the same order.
+
+    Raises:
+        ValueError: If they differ in number or shape.
+    """
+    if len(first) != len(second):
+        raise ValueError(f'{len(first)} and {len(second)} outputs do not compare')
+    return Agreement.worst([Agreement.of([a], [b]) for a, b in zip(first, second)])
 
 
 @torch.no_grad()

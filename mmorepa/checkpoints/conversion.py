@@ -15,8 +15,9 @@ from ..convs import Agreement, ReparamConv2d, squeeze, switch_to_deploy
 from ..convs.convert.squeezing import TOLERANCE
 from ..errors import UserError
 from ..version import __version__
+from ..writing import check_out, written_whole
 from .comparing import compare_forms, probe_image
-from .files import save_checkpoint, written_whole
+from .files import save_checkpoint
 from .models import load_model
 
 
@@ -85,12 +86,8 @@ def convert(
     out_config = out.with_suffix('.py')
     if out_config == out:
         raise UserError(f'{out} is no name for a checkpoint: wanted an ending such as .pth')
-    inputs = [os.path.realpath(path) for path in (checkpoint, cfg.filename) if path]
     for path in (out, out_config):
-        if os.path.realpath(path) in inputs:
-            raise UserError(f'{path} is what is to be converted: choose another name for OUT')
-        if path.exists() and not force:
-            raise UserError(f'{path} exists already: choose another name or pass --force')
+        check_out(path, [checkpoint, cfg.filename], force)
 
     source = load_model(cfg, checkpoint)
     before = source.model

@@ -1,4 +1,4 @@
-"""Checkpoint files: loaded without running code, written whole or not at all."""
+"""Checkpoint files: loaded without running code, and saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import io
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,8 +19,9 @@ from mmengine import fileio
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from ..errors import UserError
-from .foreign import foreign
+from ..errors import UserError, first_line
+from ..writing import written_whole
+from .foreign import EXPORTED, foreign
 from .safe_globals import safe_globals
 from .schemes import fetched, url_of
 from .state_dict import one_line, unusable
@@ -30,17 +30,18 @@ from .state_dict import one_line, unusable
 def load_checkpoint(path: str | os.PathLike) -> dict:
     """Read a checkpoint onto the CPU, unpickling nothing but tensors and plain values.
 
-    MMEngine's training checkpoints hold its ``HistoryBuffer`` and numpy arrays as well; these are
-    allowed by name while the file is read, see :mod:`mmorepa.checkpoints.safe_globals`. Whether the
-    values are finite is not asked.
+    MMEngine's training checkpoints also hold its ``HistoryBuffer`` and NumPy arrays. These are
+    allowed by name while the file is read, see :mod:`mmorepa.checkpoints.safe_globals`. The values
+    may be infinite or NaN.
 
     Args:
         path (str | os.PathLike): A file of ``torch.save`` or ``.safetensors``; a URL; a name such
             as ``torchvision://resnet50``; or anything that MMEngine's file client reads.
 
     Returns:
-        dict: With at least ``state_dict``, dense tensors whose keys have lost a ``module.`` in
-        front, and ``meta``, a dict. A file that is a bare state dict is put under that key.
+        dict: What is in the file. It has at least ``state_dict``, dense tensors whose keys have
+        lost a leading ``module.``, and ``meta``, a dict. A bare state dict is put under
+        ``state_dict``.
 
     Raises:
         UserError: If there is no such file, it is torn or damaged, it holds code, or it is no
@@ -84,7 +85,7 @@ def unpickle(path: str, map_location: Any = 'cpu') -> Any:
 
 
 def _unpickle(content: bytes, path: str, map_location: Any) -> Any:
-    kind = foreign(content)
+    kind = f'an ONNX graph, {EXPORTED}' if path.endswith('.onnx') else foreign(content)
     if kind:
         raise UserError(f'{path} is not a whole PyTorch checkpoint but {kind}')
     try:
@@ -141,8 +142,7 @@ def _content(path: str) -> tuple[bytes, str]:
             f'{path} is nowhere that MMEngine reads files from: wanted a path or a URL'
         ) from None
     except Exception as error:  # of the system, or of any file client
-        reason = one_line(str(error).strip() or type(error).__name__)
-        raise UserError(f'{path} cannot be read: {reason}') from None
+        raise UserError(f'{path} cannot be read: {one_line(first_line(error))}') from None
 
 
 def _found(checkpoint: Mapping, reason: str) -> str:
@@ -169,7 +169,7 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike, replace: bool = T
         checkpoint (dict): Tensors and plain values; numpy values are turned into Python's, what
             else is no plain value into its text.
         path (str | os.PathLike): Where to.
-        replace (bool): See :func:`written_whole`. Defaults to True.
+        replace (bool): See :func:`mmorepa.writing.written_whole`. Defaults to True.
 
     Raises:
         UserError: If the file cannot be written, or values are nested without end.
@@ -184,13 +184,13 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike, replace: bool = T
 
 @contextlib.contextmanager
 def mmengine_loads_weights_only() -> Iterator[None]:
-    """In the block MMEngine reads checkpoint files as :func:`unpickle` does: ``resume``, too.
+    """A context in which MMEngine reads checkpoint files as :func:`unpickle` does, also to resume.
 
-    So a file with code is refused on any torch and by any MMEngine, from wherever it is fetched,
-    and what is torn or foreign gets one line. By itself MMEngine leaves it to torch, which
-    unpickles everything before version 2.6, and what comes from a URL since then, too; MMEngine
-    0.11 and the onedl fork have it unpickle everything. After the block MMEngine has the loaders
-    back that it had.
+    A file with code is then refused on any torch and by any MMEngine, wherever it is fetched from,
+    and a torn or foreign file gets one line. By itself MMEngine leaves this to torch, which
+    unpickles everything before version 2.6, and later still does so with files from a URL. MMEngine
+    0.11 and the onedl fork always let it unpickle everything. After the context MMEngine has its
+    own loaders back.
     """
     before = CheckpointLoader._schemes
     CheckpointLoader._schemes = before.copy()
@@ -221,54 +221,6 @@ def _weights_only(loader: Callable) -> Callable:
             return loader(filename, map_location=map_location, **options)
 
     return load
-
-
-@contextlib.contextmanager
-def written_whole(path: str | os.PathLike, replace: bool = True) -> Iterator[Path]:
-    """A temporary file in the folder of ``path``, renamed to it if the block ends well.
-
-    Args:
-        path (str | os.PathLike): The name that the file gets.
-        replace (bool): Whether to replace a file of this name, also one that came to be while the
-            block ran. Defaults to True.
-
-    Raises:
-        UserError: If there can be no file at ``path``, or there is one and ``replace`` is False.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f'{path} is a folder: wanted a file to write')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}') from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp's file is private; give it the permissions a new file would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        if replace:
-            temporary.replace(path)
-        else:
-            _rename_to_a_new(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _rename_to_a_new(temporary: Path, path: Path) -> None:
-    try:
-        os.link(temporary, path)  # which no two processes can do
-    except FileExistsError:
-        raise UserError(
-            f'{path} exists already, another process has just written it: choose another name or '
-            'pass --force'
-        ) from None
-    except OSError:  # of a file system without links
-        temporary.replace(path)
 
 
 def _plain(value):

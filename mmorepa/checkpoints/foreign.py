@@ -1,4 +1,4 @@
-"""What a file is that is no PyTorch checkpoint, told by how it begins."""
+"""Telling what a file is that is no PyTorch checkpoint, by how it begins and what is in it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from .claims import false_claim
 from .state_dict import one_line
 
+#: What is said of a graph, and what to do.
+EXPORTED = 'an exported or int8 model; give the checkpoint that it was made from'
 _DOWNLOAD = 'the download went wrong, fetch the file itself'
 
 #: How files begin, what they are, and what to do about it.
@@ -33,17 +35,17 @@ _BEGINNINGS = (
 
 
 def foreign(content: bytes) -> str:
-    """What a file is, if anything but a PyTorch checkpoint, in words; else empty.
+    """What a file is if it is anything but a whole PyTorch checkpoint, in words.
 
-    What is found here torch would stumble over, or worse: at TorchScript archives the pinned torch
-    runs code even where it is asked for weights alone, and it unpacks what was compressed to any
-    size.
+    torch would stumble over these files, or worse: the pinned torch runs the code of a TorchScript
+    archive even if it is asked for weights alone, and it unpacks what was compressed to any size.
 
     Args:
         content (bytes): All of the file.
 
     Returns:
-        str: What it is, and behind a semicolon perhaps what to do.
+        str: What the file is, and behind a semicolon perhaps what to do. Empty if it may be a
+        checkpoint.
     """
     if not content:
         return 'an empty file'
@@ -68,7 +70,7 @@ def _foreign_zip(content: bytes) -> str:
     except Exception:  # torn, in one of many ways
         return 'a zip archive that is torn; fetch it anew'
     if 'constants.pkl' in names:
-        return 'a TorchScript archive; wanted a state dict, saved with torch.save'
+        return f'a TorchScript archive, {EXPORTED}'
     size = sum(sizes.values())
     if size > len(content):
         return f'an archive that unpacks to {size} bytes from {len(content)}; torch compresses none'

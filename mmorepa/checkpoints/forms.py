@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..convs import ReparamConv2d, squeeze, switch_to_deploy
@@ -37,17 +38,18 @@ def load_any_form(
     """Load a state dict of any form, strictly, after bringing the model into that form.
 
     Args:
-        model (nn.Module): In the training form, as its config builds it. Changed in place; its
-            weights are of no use after an error.
-        state_dict (Mapping[str, Tensor]): Training, squeezed or deploy form.
+        model (nn.Module): The model in training form, as its config builds it. It is changed in
+            place, and its weights are of no use after an error.
+        state_dict (Mapping[str, Tensor]): The training, squeezed or deploy form.
         source (str): What to call the state dict in an error.
 
     Returns:
         str: The form, see :func:`form_of`.
 
     Raises:
-        UserError: If no form fits; names the first missing and the first unexpected key. If it is
-            no state dict of dense tensors, or its weights are not all finite.
+        UserError: If no form fits; the message names the first missing and the first unexpected
+            key. Also if it is no state dict of dense tensors, it is in int8, or its weights are not
+            all finite.
     """
     if reason := unusable(state_dict):
         raise UserError(f'{source} is no state_dict of tensors: it has {reason}')
@@ -63,6 +65,12 @@ def load_any_form(
         # The form that has most keys in common is the one the checkpoint was meant for.
         if len(wanted.keys() & state_dict.keys()) > shared:
             nearest, shared = difference, len(wanted.keys() & state_dict.keys())
+    for key, value in state_dict.items():
+        if value.dtype == torch.int8:
+            raise UserError(
+                f'{source} is in int8 already, {key} has {value.dtype}: '
+                'give the float checkpoint that it was made from'
+            )
     raise UserError(f'{source} does not fit the model of this config: {nearest}')
 
 
@@ -70,11 +78,12 @@ def refuse_non_finite(model: nn.Module, source: str) -> None:
     """Refuse weights with which no output is a number.
 
     Args:
-        model (nn.Module): With the weights in it.
-        source (str): Where they come from.
+        model (nn.Module): The model with the weights.
+        source (str): Where the weights come from, for the message.
 
     Raises:
-        UserError: If a parameter, a statistic or a generated kernel is not finite; names the first.
+        UserError: If a parameter, a statistic or a generated kernel is not finite; the message
+            names the first.
     """
     if fault := first_fault(model):
         raise UserError(

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UserError
 from .files import load_checkpoint
-from .forms import FORMS, load_any_form
+from .forms import FORMS, load_any_form, refuse_non_finite
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Loaded:
     """A model with the weights of a checkpoint.
 
     Attributes:
-        model (nn.Module): On the CPU, in eval mode.
+        model (nn.Module): The model, on the CPU and in eval mode.
         form (str): The form that the checkpoint was in: ``'training'``, ``'squeezed'`` or
             ``'deploy'``.
-        checkpoint (Mapping): What was read, its ``state_dict`` and ``meta`` among it.
+        checkpoint (Mapping): All that was read, with ``state_dict`` and ``meta``.
     """
 
     model: nn.Module
@@ -51,49 +51,41 @@ def load_model(
     cfg: Config,
     checkpoint: str | os.PathLike,
     form: str | None = None,
-    content: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Build the model of a config, load a checkpoint, and bring it into a form.
 
     Args:
-        cfg (Config): Of mmpretrain, mmdet or mmseg.
-        checkpoint (str | os.PathLike): In any form.
-        form (str, optional): ``'training'``, ``'squeezed'`` or ``'deploy'``. By default the
-            checkpoint's own.
-        content (Mapping, optional): What is in the checkpoint, if it was read already.
+        cfg (Config): A config of mmpretrain, mmdet or mmseg.
+        checkpoint (str | os.PathLike): The checkpoint, in any form.
+        form (str, optional): The form that is wanted: ``'training'``, ``'squeezed'`` or
+            ``'deploy'``. By default the checkpoint's own.
 
     Returns:
-        Loaded: The model with what was loaded.
+        Loaded: The model, and what was read.
 
     Raises:
-        UserError: If the checkpoint cannot be read, does not fit the config, or is in a form that
-            does not become the one that is asked for.
+        UserError: If the checkpoint cannot be read, does not fit the config, is in a form that does
+            not become the one that is asked for, or has weights that are not finite, in its own
+            form or in that one.
     """
-    content = load_checkpoint(checkpoint) if content is None else content
-    return load_form(build_model(cfg), checkpoint, form, content)
+    return load_form(build_model(cfg), checkpoint, form)
 
 
-def load_form(
-    model: nn.Module,
-    checkpoint: str | os.PathLike,
-    form: str | None = None,
-    content: Mapping[str, Any] | None = None,
-) -> Loaded:
+def load_form(model: nn.Module, checkpoint: str | os.PathLike, form: str | None = None) -> Loaded:
     """Do as :func:`load_model` with a model that is built.
 
     Args:
-        model (nn.Module): As its config builds it. It is changed in place.
-        checkpoint (str | os.PathLike): As there, like ``form`` and ``content``.
-        form (str, optional): See ``checkpoint``.
-        content (Mapping, optional): See ``checkpoint``.
+        model (nn.Module): The model as its config builds it. It is changed in place.
+        checkpoint (str | os.PathLike): The checkpoint, in any form.
+        form (str, optional): The form that is wanted, as for :func:`load_model`.
 
     Returns:
-        Loaded: The model with what was loaded.
+        Loaded: The model, and what was read.
 
     Raises:
-        UserError: As there.
+        UserError: As for :func:`load_model`.
     """
-    content = load_checkpoint(checkpoint) if content is None else content
+    content = load_checkpoint(checkpoint)
     found = load_any_form(model, content['state_dict'], str(checkpoint))
     if form is not None:
         order = list(FORMS)
@@ -103,5 +95,7 @@ def load_form(
                 f'{checkpoint} is in {found} form, its {lost}: give the checkpoint that it was '
                 f'converted from to get the {form} form'
             )
-        FORMS[form](model)
+        if found != form:
+            FORMS[form](model)
+            refuse_non_finite(model, f'{checkpoint} in {form} form')
     return Loaded(model, found, content)

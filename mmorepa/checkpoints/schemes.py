@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 import torch
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .state_dict import one_line
 
 #: The tables of names by scheme.
@@ -74,8 +74,7 @@ def fetched(url: str) -> Path:
     except RuntimeError as error:  # of another digest
         raise UserError(f'{url} is not the file that its name says: {one_line(error)}') from None
     except Exception as error:  # of the network, in many ways
-        reason = one_line(str(error).strip() or type(error).__name__)
-        raise UserError(f'{url} cannot be read: {reason}') from None
+        raise UserError(f'{url} cannot be read: {one_line(first_line(error))}') from None
     with path.open('rb') as file:
         is_page = file.read(64).lstrip().startswith(b'<')
     if is_page:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 #: What data is for, by the first part of the name that its loader has in a config.
 USES = dict(train='training', val='validation', test='test')
 
 
-def build_loader(cfg: Config, name: str, loader: ConfigDict | None = None) -> DataLoader:
+def build_loader(cfg: Config, name: str, loader: ConfigDict | None = None, **fields) -> DataLoader:
     """A data loader of a config, in the order that its seed gives; its scope becomes the default.
 
     Args:
         cfg (Config): Of any OpenMMLab library.
         name (str): ``'train_dataloader'``, ``'val_dataloader'`` or ``'test_dataloader'``.
         loader (ConfigDict, optional): What to build in the place of the one of that name.
+        fields: Fields of the loader to change.
 
     Raises:
         UserError: If the config has none, or its files are missing.
@@ -31,13 +35,35 @@ def build_loader(cfg: Config, name: str, loader: ConfigDict | None = None) -> Da
         raise UserError(f'{Path(cfg.filename).name} has no {name}: wanted one')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     try:
-        return Runner.build_dataloader(loader, seed=seed_of(cfg))
+        return Runner.build_dataloader(ConfigDict(loader, **fields), seed=seed_of(cfg))
     except FileNotFoundError as error:
         raise UserError(
             f'the {USES[name.partition("_")[0]]} data of the config is not there: '
-            f'{str(error).splitlines()[0]}; give its place with --cfg-options '
+            f'{first_line(error)}; give its place with --cfg-options '
             f'{name}.dataset.data_root=FOLDER'
         ) from None
+
+
+def image_batches(
+    loader: DataLoader, model: nn.Module, count: float = math.inf
+) -> Iterator[Tensor]:
+    """The images of a data loader, as the network takes them.
+
+    Args:
+        loader (DataLoader): From :func:`build_loader`.
+        model (nn.Module): The model, whose data preprocessor is used.
+        count (float): The number of images; there are fewer if the loader has fewer. Defaults to
+            all of them.
+
+    Yields:
+        Tensor: A batch, (N, 3, H, W), float32, normalised.
+    """
+    for data in loader:
+        images = model.data_preprocessor(data, False)['inputs'].float()
+        yield images if len(images) <= count else images[: int(count)]
+        count -= len(images)
+        if count <= 0:
+            return
 
 
 def seed_of(cfg: Config) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..convs import squeeze, switch_to_deploy
+from ..checkpoints.forms import FORMS
 
 
 @MODELS.register_module(name='DeployForm')
@@ -28,4 +28,4 @@ def build_deploy_form(architecture: str, keep_bn: bool = False, **kwargs) -> nn.
         nn.Module: An instance of ``architecture`` itself, not a wrapper around one.
     """
     model = MODELS.build(dict(type=architecture, **kwargs))
-    return squeeze(model) if keep_bn else switch_to_deploy(model)
+    return FORMS['squeezed' if keep_bn else 'deploy'](model)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from pathlib import Path
 
 from mmengine.config import Config
 
 from ..checkpoints import load_checkpoint
-from ..errors import UserError
+from ..checkpoints.foreign import foreign
+from ..errors import UserError, first_line
 
 #: The file in which MMEngine notes the checkpoint that it wrote last.
 LAST = 'last_checkpoint'
@@ -99,23 +99,13 @@ def find_latest_checkpoint(cfg: Config) -> tuple[Path | None, dict[Path, str]]:
 def why_torn(path: Path) -> str:
     """Why a checkpoint file is torn, that is, not written to the end; empty if it is whole.
 
-    Every checksum in the file is compared. Nothing is unpickled.
+    Every checksum in the file is compared, see :func:`mmorepa.checkpoints.foreign.foreign`. Nothing
+    is unpickled. DeepSpeed's folders and files written by torch before 1.6 have no checksums.
     """
-    if path.is_dir() or _is_legacy(path):
-        # DeepSpeed's folders and files written by torch before 1.6 have no checksums.
-        return ''
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return str(error).splitlines()[0]
-    return f'the checksum of {bad} does not fit' if bad else ''
-
-
-def _is_legacy(path: Path) -> bool:
-    # A pickle begins with a protocol byte, a zip file with PK.
-    with open(path, 'rb') as file:
-        return file.read(1) == b'\x80'
+        return '' if path.is_dir() else foreign(path.read_bytes()).partition(';')[0]
+    except OSError as error:
+        return first_line(error)
 
 
 def _numbers(folder: Path, templates: list[str]) -> dict[Path, int]:

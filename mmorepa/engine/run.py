@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checkpoints import load_any_form, load_checkpoint
 from ..checkpoints.files import mmengine_loads_weights_only
-from ..errors import UserError
+from ..errors import UserError, first_line
 from . import cpu_amp, cpu_processes, sharding
 from .custom_hooks import add_hooks
 from .resume import prepare_resume
@@ -57,8 +57,7 @@ def load_config(
     except SystemExit:
         raise UserError(f'{path} ends the process while it is read: take exit() out') from None
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f'{path} is no config that can be read: {reason}') from None
+        raise UserError(f'{path} is no config that can be read: {first_line(error)}') from None
     if 'model' not in cfg:
         raise UserError(f'{path} has no model: wanted a config with a model')
     if cfg_options:

@@ -7,7 +7,6 @@ pictures share is in :mod:`mmorepa.lab.drawing`.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -21,8 +20,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from ..checkpoints.files import written_whole
 from ..errors import UserError
+from ..writing import write_figure, write_json
 
 
 @dataclass(frozen=True)
@@ -140,36 +139,6 @@ def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> list[str]:
         return []
     # A bar would end the cell.
     return ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in lines]
-
-
-def write_text(text: str, path: str | os.PathLike) -> None:
-    """Write a text; the file is written whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
-
-
-def write_json(content: dict, path: str | os.PathLike) -> None:
-    """Write plain values, nested or not; the file is written whole or not at all.
-
-    Numbers that do not exist, NaN and infinity, become null.
-    """
-    write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + '\n', path)
-
-
-def _finite(value):
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
-
-
-def write_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure as a PNG; the file is written whole or not at all."""
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format='png')
 
 
 def reason_of(error: Exception) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 
-from mmorepa.checkpoints.files import load_checkpoint, save_checkpoint, written_whole
+from mmorepa.checkpoints.files import load_checkpoint, save_checkpoint
 from mmorepa.errors import UserError
 
 STATE = OrderedDict(weight=torch.arange(3.0))
@@ -140,18 +140,3 @@ class TestSave:
             nothing=None,
         )
         assert torch.equal(loaded['state_dict']['weight'], STATE['weight'])
-
-    def test_an_interrupted_write_leaves_the_old_file_and_no_other(self, tmp_path):
-        path = tmp_path / 'a.pth'
-        path.write_text('old')
-        with pytest.raises(KeyboardInterrupt), written_whole(path) as temporary:
-            temporary.write_text('new')
-            raise KeyboardInterrupt
-        assert path.read_text() == 'old'
-        assert os.listdir(tmp_path) == ['a.pth']
-
-    def test_permissions_are_those_of_a_new_file(self, tmp_path):
-        with written_whole(tmp_path / 'a') as temporary:
-            temporary.write_text('x')
-        (tmp_path / 'b').write_text('x')
-        assert (tmp_path / 'a').stat().st_mode == (tmp_path / 'b').stat().st_mode

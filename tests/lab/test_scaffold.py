@@ -88,13 +88,6 @@ class TestFolder:
             output.check_folder(tmp_path / 'new')
 
 
-def test_numbers_that_do_not_exist_are_null(tmp_path):
-    content = dict(a=[1.5, math.nan], b=dict(c=(math.inf, 2)), d=None, e='text', f=True)
-    output.write_json(content, tmp_path / 'sub' / 'a.json')
-    found = json.loads((tmp_path / 'sub' / 'a.json').read_text())
-    assert found == dict(a=[1.5, None], b=dict(c=[None, 2]), d=None, e='text', f=True)
-
-
 @pytest.mark.parametrize(
     'count, wanted, places',
     [(0, 4, []), (1, 4, [0]), (4, 4, [0, 1, 2, 3]), (10, 4, [0, 3, 6, 9]), (19, 4, [0, 6, 12, 18])],

@@ -11,8 +11,9 @@ from mmengine.config import Config
 
 from ...errors import UserError
 from ...version import __version__
+from ...writing import check_out, written_whole
 from ..conversion import Conversion, convert
-from ..files import load_checkpoint, save_checkpoint, written_whole
+from ..files import load_checkpoint, save_checkpoint
 from .networks import Network
 from .reading import OfficialCheckpoint, read_official, recognize_ours
 
@@ -70,8 +71,7 @@ def import_official(
             :func:`mmorepa.checkpoints.official.reading.read_official` has it, and as ``convert``
             has it.
     """
-    out = Path(out)
-    _check_free(out, source, force)
+    out = check_out(out, [source], force)
     checkpoint = read_official(source)
     network = checkpoint.network
     ready = Path(configs) / network.config if network.config else None
@@ -81,7 +81,7 @@ def import_official(
     if wrote_config:
         if out_config == out:
             raise UserError(f'{out} is no name for a checkpoint: wanted an ending such as .pth')
-        _check_free(out_config, source, force)
+        check_out(out_config, [source], force)
 
     cfg = Config.fromfile(ready) if ready else own_config(network, configs)
     form = 'squeezed' if network.block == 'base' else 'training'
@@ -134,7 +134,7 @@ def export_official(
         UserError: If ``out`` exists already or is ``source``, ``source`` cannot be read, or the
             release has no such network.
     """
-    _check_free(Path(out), source, force)
+    check_out(out, [source], force)
     checkpoint = load_checkpoint(source)
     network = recognize_ours(checkpoint['state_dict'], str(source))
     state_dict = network.to_released(checkpoint['state_dict'])
@@ -145,10 +145,3 @@ def export_official(
     content.update(state_dict={f'module.{key}': value for key, value in state_dict.items()})
     save_checkpoint(content, out)
     return network
-
-
-def _check_free(path: Path, source: str | os.PathLike, force: bool) -> None:
-    if os.path.realpath(path) == os.path.realpath(source):
-        raise UserError(f'{path} is what is to be converted: choose another name for OUT')
-    if path.exists() and not force:
-        raise UserError(f'{path} exists already: choose another name or pass --force')

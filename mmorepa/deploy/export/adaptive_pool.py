@@ -17,7 +17,7 @@ class SizelessAdaptiveAvgPool2d(nn.Module):
     ``floor(i n / b)`` to ``ceil((i + 1) n / b) - 1``: a row of a (b, n) matrix.
 
     Args:
-        bins (int): Along both height and width.
+        bins (int): The number of bins along both height and width.
     """
 
     def __init__(self, bins: int):
@@ -43,13 +43,13 @@ class SizelessAdaptiveAvgPool2d(nn.Module):
 
 @contextlib.contextmanager
 def sizeless_pools(model: nn.Module, sample: Tensor | None = None) -> Iterator[None]:
-    """While the block runs, ``model`` has :class:`SizelessAdaptiveAvgPool2d` where ONNX needs it.
+    """A context in which ``model`` has :class:`SizelessAdaptiveAvgPool2d` where ONNX needs it.
 
     Args:
-        model (nn.Module): Any module; pools to one bin, which are ONNX's ``GlobalAveragePool``,
+        model (nn.Module): Any module. Its pools to one bin, which are ONNX's ``GlobalAveragePool``,
             stay as they are.
-        sample (Tensor, optional): An input whose size is the only one that is wanted: pools whose
-            input it makes a multiple of the bins stay as well.
+        sample (Tensor, optional): An input of the only size that is wanted. Pools whose input is
+            then a multiple of the bins stay as well.
     """
     pools = [m for m in model.modules() if type(m) is nn.AdaptiveAvgPool2d and bins_of(m) != 1]
     stays = set() if sample is None else _divisible(model, pools, sample)

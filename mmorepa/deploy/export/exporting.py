@@ -14,11 +14,11 @@ from mmengine.config import Config
 from torch import Tensor
 
 from ...checkpoints import load_model
-from ...checkpoints.files import written_whole
 from ...convs import Agreement, switch_to_deploy
 from ...convs.convert.squeezing import TOLERANCE
 from ...errors import UserError
 from ...version import __version__
+from ...writing import check_out, written_whole
 from . import float16
 from .format_options import OPSET, FormatOptions
 from .formats import FORMATS
@@ -34,11 +34,12 @@ class Export:
     Attributes:
         source_form (str): The form of the checkpoint, ``'training'``, ``'squeezed'`` or
             ``'deploy'``.
-        outputs (dict[str, tuple[int, ...]]): Names and shapes, for the first probe.
+        outputs (dict[str, tuple[int, ...]]): The names of the outputs, and their shapes for the
+            first probe.
         nodes (Counter[str]): The number of nodes in the graph by operator.
-        agreement (Agreement): Of the file's outputs with those of the checkpoint's own form in
-            float32, the worst over all images.
-        images (int): On how many they were compared.
+        agreement (Agreement): How the file's outputs agree with those of the checkpoint's own form
+            in float32; the worst over all images.
+        images (int): The number of images on which they were compared.
         metadata (dict[str, str]): What the file says of itself.
         out (Path): The file.
     """
@@ -70,43 +71,53 @@ def export(
 ) -> Export:
     """Write the deploy form of a checkpoint as a file that runs without this package.
 
-    The file is loaded and run before it gets its name, and compared with the checkpoint's own form
-    in PyTorch: on random images, of two batch sizes and two sizes where these are open, and on
-    images of the config's test set if any are asked for.
+    Before the file gets its name it is loaded, run, and compared with the checkpoint's own form in
+    PyTorch. This is done on random images, of two batch sizes and two image sizes if these are
+    open, and on images of the config's test set if any are asked for.
 
     Args:
         cfg (Config): The training config, or the one beside a converted checkpoint.
-        checkpoint (str | os.PathLike): Any form.
-        out (str | os.PathLike): The file to write; its ending has to be that of the format.
+        checkpoint (str | os.PathLike): The checkpoint, in any form.
+        out (str | os.PathLike): The file to write. Its ending has to be that of the format.
         format (str): A name of :data:`mmorepa.deploy.export.formats.FORMATS`. Defaults to
             ``'onnx'``.
-        fp16 (bool): Weights and graph in float16, if they fit; see
+        fp16 (bool): Whether weights and graph are in float16, if they fit; see
             :mod:`mmorepa.deploy.export.float16`. Defaults to False.
         size (tuple[int, int]): Height and width in pixels of the input with which the graph is
             made. Defaults to (224, 224).
-        opset (int): Of ONNX. Defaults to 17.
-        static (bool): Fix batch 1 and ``size``. Otherwise batch, height and width stay open.
-            Defaults to False.
-        with_preprocessing (bool): Put channel order and normalisation into the graph, which then
-            takes float32 pixels. Defaults to False.
+        opset (int): The operator set of ONNX. Defaults to 17.
+        static (bool): Whether batch 1 and ``size`` are fixed. Otherwise batch, height and width
+            stay open. Defaults to False.
+        with_preprocessing (bool): Whether channel order and normalisation are in the graph, which
+            then takes float32 pixels. Defaults to False.
         full_size (bool): See :class:`mmorepa.deploy.export.TensorModel`. Defaults to False.
-        images (int): How many images of the config's test set to compare on as well. Defaults
+        images (int): The number of images of the config's test set to compare on as well. Defaults
             to 0.
-        force (bool): Replace an existing file. Defaults to False.
-        report (Callable): Gets a line at a time about what is found. By default they are lost.
+        force (bool): Whether to replace an existing file. Defaults to False.
+        report (Callable): Called with one line at a time about what is found. By default the lines
+            are lost.
 
     Returns:
         Export: What was done.
 
     Raises:
-        UserError: If the file exists already or has another ending, the checkpoint does not fit
-            the config, the model cannot be exported, float16 cannot hold it, or the outputs differ
-            by more than :data:`mmorepa.convs.convert.squeezing.TOLERANCE`, in float16
+        UserError: If ``out`` has another ending, is an input or exists already; if the checkpoint
+            does not fit the config; if the model cannot be exported or float16 cannot hold it; or
+            if the outputs differ by more than
+            :data:`mmorepa.convs.convert.squeezing.TOLERANCE`, in float16 by more than
             :data:`mmorepa.deploy.export.float16.TOLERANCE`. Nothing is written then.
         ImportError: If the format needs a package that is not installed.
     """
-    out = Path(out)
-    check_out(out, format, [checkpoint, cfg.filename], force)
+    if format not in FORMATS:
+        raise UserError(f'no format {format!r}: choose {", ".join(map(repr, FORMATS))}')
+    out = check_out(
+        out,
+        [checkpoint, cfg.filename],
+        force,
+        suffix=FORMATS[format].suffix(),
+        what=f'the format {format}',
+        done='exported',
+    )
     source = load_model(cfg, checkpoint)
     before, form = source.model, source.form
     report(f'{checkpoint} is in {form} form')
@@ -162,34 +173,15 @@ def export(
     )
 
 
-def check_out(
-    out: Path, format: str, inputs: Sequence[str | os.PathLike | None], force: bool
-) -> None:
-    """Whether ``out`` may be written.
-
-    Raises:
-        UserError: If there is no such format, ``out`` has another ending, is one of ``inputs``,
-            or exists and ``force`` is False.
-    """
-    if format not in FORMATS:
-        raise UserError(f'no format {format!r}: choose {", ".join(map(repr, FORMATS))}')
-    suffix = FORMATS[format].suffix()
-    if out.suffix != suffix:
-        raise UserError(f'{out} is no name for the format {format}: wanted the ending {suffix}')
-    if out.resolve() in [Path(path).resolve() for path in inputs if path]:
-        raise UserError(f'{out} is what is to be exported: choose another name for OUT')
-    if out.exists() and not force:
-        raise UserError(f'{out} exists already: choose another name or pass --force')
-
-
 def check_float16(
     network: TensorModel, images: Sequence[Tensor], report: Callable[[str], object]
 ) -> None:
-    """Report what float16 cannot hold, a line a layer.
+    """Report what float16 cannot hold, one line for each layer.
+
+    Weights that vanish are only reported, because the comparison tells what they did.
 
     Raises:
-        UserError: If there are weights or outputs beyond its range. Weights that vanish are
-            reported alone: the comparison tells what they did.
+        UserError: If there are weights or outputs beyond the range of float16.
     """
     # Names as they are in the checkpoint.
     model = 'model.'

@@ -10,15 +10,14 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-
-from .outputs import flatten
+from torch.utils._pytree import tree_leaves
 
 #: The largest number, 65504.
 LARGEST = torch.finfo(torch.float16).max
 #: The smallest positive number, a subnormal, 6.0e-8. What is below half of it becomes zero.
 SMALLEST = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
-#: Share of a layer's weights that may vanish unmentioned. Of weights with a standard deviation of
-#: 0.01 about two in a million do.
+#: The share of a layer's weights that may vanish unmentioned. About two in a million weights with a
+#: standard deviation of 0.01 vanish.
 VANISHING = 1e-4
 #: Largest relative difference to float32 that passes. Each rounding is one of up to 4.9e-4, and a
 #: deep network adds some tens of them.
@@ -29,7 +28,7 @@ def vanishing_weights(model: nn.Module) -> list[str]:
     """One line for each layer in which more than :data:`VANISHING` of the weights become zero.
 
     Args:
-        model (nn.Module): In deploy form and float32.
+        model (nn.Module): A model in deploy form and float32.
     """
     lines = []
     for name, parameter in model.named_parameters():
@@ -46,8 +45,8 @@ def out_of_range(model: nn.Module, images: Iterable[Tensor]) -> list[str]:
     """One line for each layer whose weights or outputs float16 cannot hold.
 
     Args:
-        model (nn.Module): In deploy form and float32. From an image to tensors.
-        images (Iterable[Tensor]): Inputs of it, (N, 3, H, W). What no image reaches is not found.
+        model (nn.Module): A model in deploy form and float32, from an image to tensors.
+        images (Iterable[Tensor]): Inputs, (N, 3, H, W). What no image reaches is not found.
     """
     lines = []
     for name, parameter in model.named_parameters():
@@ -62,14 +61,14 @@ def largest_outputs(model: nn.Module, images: Iterable[Tensor]) -> dict[str, Ten
     """The largest magnitude in the outputs of each module without children, by its name.
 
     Args:
-        model (nn.Module): See :func:`out_of_range`, like the other.
-        images (Iterable[Tensor]): See there.
+        model (nn.Module): See :func:`out_of_range`.
+        images (Iterable[Tensor]): See :func:`out_of_range`.
     """
     reached: dict[str, Tensor] = {}
 
     def note(name):
         def hook(module, args, output):
-            for tensor in flatten(output):
+            for tensor in tree_leaves(output):
                 # In place, as most ReLUs are, the tensor changes later.
                 largest = tensor.detach().abs().max()
                 reached[name] = torch.maximum(reached.get(name, largest), largest)

@@ -18,9 +18,9 @@ class FormatOptions:
     """How to write a file.
 
     Attributes:
-        dynamic (bool): Leave batch, height and width open.
-        opset (int): Of ONNX.
-        metadata (Mapping[str, str]): To be kept in the file, where the format has a place for it.
+        dynamic (bool): Whether batch, height and width stay open.
+        opset (int): The operator set of ONNX.
+        metadata (Mapping[str, str]): What is kept in the file if the format has a place for it.
     """
 
     dynamic: bool = True

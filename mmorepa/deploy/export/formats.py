@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from . import torch_program, torchscript
 from .format_options import FormatOptions
 from .onnx_file import export_onnx, needed, node_counts
-from .outputs import flatten
 
 #: From an input to the outputs.
 Network = Callable[[Tensor], list[Tensor]]
@@ -25,10 +25,10 @@ class Format:
     """A kind of file.
 
     Attributes:
-        suffix (Callable): Gives the ending of its name.
+        suffix (Callable): Returns the ending of the file's name.
         write (Callable): Takes a module in eval mode, the path, an input and
-            :class:`FormatOptions`. Gives the number of nodes by operator.
-        load (Callable): Takes the path, gives the network in it, on the CPU.
+            :class:`FormatOptions`. Returns the number of nodes by operator.
+        load (Callable): Takes the path. Returns the network in the file, on the CPU.
     """
 
     suffix: Callable[[], str]
@@ -69,7 +69,7 @@ def _torch_network(load: Callable[[Path], Callable]) -> Callable[[Path], Network
 
         @torch.no_grad()
         def network(image: Tensor) -> list[Tensor]:
-            return flatten(module(image))
+            return tree_leaves(module(image))
 
         return network
 

@@ -12,11 +12,11 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints.files import written_whole
-from ...errors import UserError
+from ...engine.quiet import quiet_torch
+from ...errors import UserError, first_line
+from ...writing import written_whole
 from .adaptive_pool import sizeless_pools
 from .format_options import OPSET
-from .silence import first_line, quiet
 
 
 def export_onnx(
@@ -30,24 +30,25 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a module as an ONNX file that ``onnx.checker`` accepts; whole, or not at all.
+    """Write a module as an ONNX file that ``onnx.checker`` accepts, whole or not at all.
 
-    It takes torch's TorchScript-based exporter. The module is exported in eval mode and as it is:
+    This uses torch's TorchScript-based exporter. The module is exported in eval mode and as it is:
     bring it into the deploy form first.
 
     Args:
-        model (nn.Module): From one tensor to a tensor or a tuple of tensors, such as a
-            :class:`mmorepa.deploy.export.TensorModel`. Left in the mode, train or eval, in which it
-            was.
+        model (nn.Module): A module from one tensor to a tensor or a tuple of tensors, such as a
+            :class:`mmorepa.deploy.export.TensorModel`. Afterwards it is in the mode, train or eval,
+            in which it was before.
         path (str | os.PathLike): The file. An existing one is replaced.
-        sample (Tensor): An input, (N, C, H, W); its dtype is that of the graph.
-        opset (int): Of the ai.onnx operators. Defaults to 17.
-        dynamic (bool): Leave batch, height and width of the input, and every axis of outputs that
-            may hang on them, open. Otherwise they are those of ``sample``. Defaults to True.
+        sample (Tensor): An input, (N, C, H, W). The graph has its dtype.
+        opset (int): The version of the ai.onnx operators. Defaults to 17.
+        dynamic (bool): Whether batch, height and width of the input stay open, and every axis of
+            the outputs that may depend on them. Otherwise they are those of ``sample``. Defaults to
+            True.
         input_names (Sequence[str]): One name. Defaults to ``('image',)``.
-        output_names (Sequence[str], optional): One for each output. By default what the model
-            says, if it is a ``TensorModel``, else ``output_0``, ...
-        metadata (Mapping[str, str], optional): Written as the file's ``metadata_props``.
+        output_names (Sequence[str], optional): One name for each output. By default those that a
+            ``TensorModel`` gives, else ``output_0``, ...
+        metadata (Mapping[str, str], optional): What is written as the file's ``metadata_props``.
 
     Raises:
         UserError: If the module has an operator that the exporter or the opset lacks.
@@ -67,7 +68,7 @@ def export_onnx(
             if output.dim() == 4:
                 axes[name].update({2: f'{name}_height', 3: f'{name}_width'})
         with written_whole(path) as temporary:
-            with quiet(), sizeless_pools(model, None if dynamic else sample):
+            with quiet_torch(), sizeless_pools(model, None if dynamic else sample):
                 _export(
                     model,
                     sample,
@@ -110,7 +111,7 @@ def node_counts(path: str | os.PathLike) -> Counter[str]:
 
 
 def needed(name: str) -> ModuleType:
-    """An optional dependency.
+    """Import an optional dependency.
 
     Raises:
         ImportError: With the command that installs it.

@@ -16,11 +16,11 @@ class Preprocessing:
     Images are read as mmcv and OpenCV read them: BGR, 0 to 255.
 
     Attributes:
-        mean (tuple[float, ...]): Of each channel in the order of the network's input; empty where
-            nothing is normalised, then ``std`` is as well.
-        std (tuple[float, ...]): Likewise.
+        mean (tuple[float, ...]): The mean of each channel, in the order of the network's input.
+            Empty, like ``std``, if nothing is normalised.
+        std (tuple[float, ...]): The standard deviation of each channel.
         swaps_channels (bool): Whether the network takes RGB.
-        pad_size_divisor (int): Height and width are padded to a multiple of it.
+        pad_size_divisor (int): Height and width are padded to a multiple of this.
     """
 
     mean: tuple[float, ...] = ()
@@ -42,10 +42,11 @@ class Preprocessing:
         )
 
     def metadata(self, inside: bool) -> dict[str, str]:
-        """For the exported file, all values JSON.
+        """What an exported file says about it; all values are JSON.
 
         Args:
-            inside (bool): Whether the graph does it, and takes pixels as they are read.
+            inside (bool): Whether the graph does the preprocessing and takes pixels as they are
+                read.
         """
         order = 'RGB' if self.swaps_channels and not inside else 'BGR'
         normalisation = dict(mean=self.mean, std=self.std) if self.mean and not inside else {}
@@ -78,8 +79,8 @@ class Preprocessed(nn.Module):
     digits.
 
     Args:
-        network (nn.Module): Such as a :class:`mmorepa.deploy.export.TensorModel`.
-        preprocessing (Preprocessing): What it wants.
+        network (nn.Module): The network, such as a :class:`mmorepa.deploy.export.TensorModel`.
+        preprocessing (Preprocessing): The preprocessing that the network wants.
     """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ...checkpoints.comparing import compare_outputs
 from ...convs import Agreement
-from ...engine.data import build_loader
-from ...errors import UserError
-from .outputs import compare, flatten
-from .silence import first_line
+from ...engine.data import build_loader, image_batches
+from ...errors import UserError, first_line
 
 
 def random_images(size: tuple[int, int], dynamic: bool) -> list[Tensor]:
@@ -21,7 +19,7 @@ def random_images(size: tuple[int, int], dynamic: bool) -> list[Tensor]:
 
     Args:
         size (tuple[int, int]): Height H and width W in pixels.
-        dynamic (bool): Whether the file is to take other sizes too.
+        dynamic (bool): Whether the file has to take other sizes too.
 
     Returns:
         list[Tensor]: (1, 3, H, W) alone, or (2, 3, H, W) and (1, 3, H + 32, W + 64).
@@ -34,38 +32,33 @@ def random_images(size: tuple[int, int], dynamic: bool) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def test_images(cfg: Config, model: nn.Module, count: int) -> Iterator[Tensor]:
+def test_images(cfg: Config, model: nn.Module, count: int) -> list[Tensor]:
     """The first images of a config's test set, as the network takes them.
 
     Args:
-        cfg (Config): Of mmpretrain, mmdet or mmseg.
-        model (nn.Module): Its model, whose data preprocessor is used.
-        count (int): How many; fewer if there are not as many.
+        cfg (Config): A config of mmpretrain, mmdet or mmseg.
+        model (nn.Module): The model of the config, whose data preprocessor is used.
+        count (int): The number of images; there are fewer if the test set has fewer.
 
-    Yields:
-        Tensor: (1, 3, H, W), normalised.
+    Returns:
+        list[Tensor]: The images, (1, 3, H, W) each, normalised.
 
     Raises:
         UserError: If the data is not there.
     """
-    cfg = cfg.copy()
-    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
-    batches = (
-        model.data_preprocessor(batch, False)['inputs']
-        for batch in build_loader(cfg, 'test_dataloader')
-    )
-    yield from islice((image[None] for batch in batches for image in batch), count)
+    loader = build_loader(cfg, 'test_dataloader', num_workers=0, persistent_workers=False)
+    return [image[None] for batch in image_batches(loader, model, count) for image in batch]
 
 
 def run_model(network: nn.Module, images: Sequence[Tensor]) -> list[list[Tensor]]:
     """The outputs for each image.
 
     Raises:
-        UserError: If it does not run on images alone.
+        UserError: If the network does not run on images alone.
     """
     try:
         with torch.no_grad():
-            return [flatten(network(image)) for image in images]
+            return [list(network(image)) for image in images]
     except Exception as error:
         raise UserError(
             f'the model does not run on an image alone: {first_line(error)}; what it needs '
@@ -79,25 +72,25 @@ def compare_file(
     expected: Sequence[Sequence[Tensor]],
     tolerance: float,
 ) -> Agreement:
-    """Run what a file holds and compare.
+    """Run the network in a file and compare its outputs.
 
     Args:
         network (Callable): What :attr:`mmorepa.deploy.export.formats.Format.load` gave.
-        images (Sequence[Tensor]): Its inputs.
-        expected (Sequence[Sequence[Tensor]]): The right outputs for each.
-        tolerance (float): Largest relative difference that passes.
+        images (Sequence[Tensor]): The inputs.
+        expected (Sequence[Sequence[Tensor]]): The right outputs for each input.
+        tolerance (float): The largest relative difference that passes.
 
     Returns:
-        Agreement: The worst.
+        Agreement: The worst agreement over all inputs.
 
     Raises:
-        UserError: If it does not run, or differs by more.
+        UserError: If the network does not run, or its outputs differ by more.
     """
     found = []
     for image, outputs in zip(images, expected):
         size = ' x '.join(map(str, image.shape))
         try:
-            found.append(compare(outputs, network(image)))
+            found.append(compare_outputs(outputs, network(image)))
         except Exception as error:  # of a runtime, each has its own
             raise UserError(
                 f'the exported file does not run on {size}: {first_line(error)}; nothing was '

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from ...errors import UserError
-from .outputs import flatten
 
 
 class TensorModel(nn.Module):
@@ -34,9 +34,9 @@ class TensorModel(nn.Module):
 
     Args:
         model (nn.Module): A model of mmpretrain, mmdet or mmseg, or any module from an image to
-            tensors. Put into eval mode.
-        full_size (bool): Resize a segmentor's logits to the size of the image, bilinearly, as its
-            ``predict`` does. Defaults to False.
+            tensors. It is put into eval mode.
+        full_size (bool): Whether a segmentor's logits are resized to the size of the image,
+            bilinearly, as its ``predict`` does. Defaults to False.
 
     Attributes:
         kind (str): ``'classifier'``, ``'segmentor'``, ``'detector'``, ``'two-stage detector'`` or
@@ -59,8 +59,8 @@ class TensorModel(nn.Module):
         """(N, 3, H, W), normalised, to the tensors that :meth:`output_names` names."""
         if self.kind == 'two-stage detector':
             feats = self.model.extract_feat(image)
-            return tuple(flatten([feats, self.model.rpn_head.forward(feats)]))
-        outputs = tuple(flatten(self.model(image)))
+            return tuple(tree_leaves([feats, self.model.rpn_head.forward(feats)]))
+        outputs = tuple(tree_leaves(self.model(image)))
         if not self.full_size:
             return outputs
         align = self.model.decode_head.align_corners
@@ -97,10 +97,10 @@ def kind_of(model: nn.Module) -> str:
 
 
 def head_names(head: nn.Module, count: int) -> list[str]:
-    """Names of a dense head's ``count`` outputs, one kind after the other, level by level.
+    """The names of a dense head's ``count`` outputs, one kind after the other, level by level.
 
-    mmdet's heads give lists, one tensor a level in each, and take the same lists back as the first
-    arguments of ``loss_by_feat``: ``cls_scores``, ``bbox_preds``, ``centernesses``, ...
+    mmdet's heads return lists with one tensor for each level. The first arguments of
+    ``loss_by_feat`` are the same lists: ``cls_scores``, ``bbox_preds``, ``centernesses``, ...
     """
     strides = getattr(getattr(head, 'prior_generator', None), 'strides', None) or [None]
     levels = len(strides)

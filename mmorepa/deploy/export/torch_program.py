@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...engine.quiet import quiet_children, quiet_torch
+from ...errors import UserError, first_line
 from .format_options import FormatOptions
-from .silence import first_line, quiet, silenced_children
 
 
 def write_program(
@@ -23,18 +23,18 @@ def write_program(
     """Write a module with ``torch.export.save``.
 
     Args:
-        model (nn.Module): In eval mode, from one tensor to a tuple of tensors.
+        model (nn.Module): A module in eval mode, from one tensor to a tuple of tensors.
         path (Path): The file.
-        sample (Tensor): An input, (N, C, H, W). To leave sizes open it has to be of two images or
-            more, and so large that no feature map in the network is a single pixel.
-        options (FormatOptions): torch derives a smallest size from ``sample`` where sizes stay
-            open.
+        sample (Tensor): An input, (N, C, H, W). If sizes stay open, it has to hold two images or
+            more, so large that no feature map in the network is a single pixel.
+        options (FormatOptions): The options. If sizes stay open, torch derives the smallest size
+            from ``sample``.
 
     Returns:
         Counter[str]: The number of nodes by operator.
 
     Raises:
-        UserError: If this torch cannot do it, or not for this module.
+        UserError: If this torch cannot do it at all, or not for this module.
     """
     program = export_program(model, sample, options.dynamic)
     # Not by its name, from which torch wants the ending .pt2.
@@ -59,7 +59,7 @@ def export_program(model: nn.Module, sample: Tensor, dynamic: bool):
         )
     auto = torch.export.Dim.AUTO
     shapes = ({0: auto, 2: auto, 3: auto},) if dynamic else None
-    with quiet(), torch.no_grad():
+    with quiet_torch(), torch.no_grad():
         try:
             return torch.export.export(model, (sample,), dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch has dozens of kinds
@@ -87,15 +87,15 @@ def write_compiled(
 ) -> Counter[str]:
     """Compile a module with AOTInductor into a library that holds code and weights.
 
-    It runs on CPUs with the instructions of this one, from Python or C++. As
-    :func:`write_program`, but a C++ compiler is needed, and there is no place for the metadata.
+    It runs on CPUs with the instructions of this one, from Python or C++. The arguments are those
+    of :func:`write_program`. A C++ compiler is needed, and there is no place for the metadata.
     """
     program = export_program(model, sample, options.dynamic)
     if shutil.which(os.environ.get('CXX', 'g++')) is None:
         raise UserError('AOTInductor needs a C++ compiler, found none: install g++ or set CXX')
     suffix = compiled_suffix()
     # torch chooses the name of what it writes by the ending, and leaves files beside it.
-    with tempfile.TemporaryDirectory() as folder, quiet(), silenced_children(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, quiet_torch(), quiet_children(), torch.no_grad():
         target = Path(folder, f'model{suffix}')
         try:
             if suffix == '.pt2':

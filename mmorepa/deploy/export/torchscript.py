@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...engine.quiet import quiet_torch
+from ...errors import UserError, first_line
 from .format_options import FormatOptions
-from .silence import first_line, quiet
 
 
 def write_script(
@@ -20,18 +20,18 @@ def write_script(
     """Write a module as TorchScript, by tracing it. Batch, height and width stay open.
 
     Args:
-        model (nn.Module): In eval mode, from one tensor to a tuple of tensors.
+        model (nn.Module): A module in eval mode, from one tensor to a tuple of tensors.
         path (Path): The file.
         sample (Tensor): An input, (N, C, H, W).
-        options (FormatOptions): Of which the metadata is used.
+        options (FormatOptions): The options, of which the metadata is used.
 
     Returns:
         Counter[str]: The number of nodes by operator.
 
     Raises:
-        UserError: If it cannot be traced.
+        UserError: If the module cannot be traced.
     """
-    with quiet(), torch.no_grad():
+    with quiet_torch(), torch.no_grad():
         try:
             script = torch.jit.trace(model, (sample,), check_trace=False)
         except Exception as error:

@@ -9,23 +9,23 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 
-from ...engine.data import build_loader
+from ...engine.data import build_loader, image_batches
 from ...errors import UserError
 
 
 def calibration_images(cfg: Config, model: nn.Module, count: int) -> list[Tensor]:
     """Images of the config's training set, through the test pipeline and the preprocessor.
 
-    They are drawn at random, for a folder may be sorted by class, with the config's seed.
+    They are drawn at random, with the config's seed, because a folder may be sorted by class.
 
     Args:
-        cfg (Config): Has ``train_dataloader`` and ``test_dataloader``.
-        model (nn.Module): Its model, for the ``data_preprocessor``.
-        count (int): How many; all there are if there are fewer.
+        cfg (Config): A config with ``train_dataloader`` and ``test_dataloader``.
+        model (nn.Module): The model of the config, whose data preprocessor is used.
+        count (int): The number of images; there are fewer if the training set has fewer.
 
     Returns:
-        list[Tensor]: Batches, (N, 3, H, W) float32, normalised, of at most the test set's batch
-        size; together ``count`` images.
+        list[Tensor]: Batches, (N, 3, H, W), float32, normalised. None is larger than the test set's
+        batches; together they have ``count`` images.
 
     Raises:
         UserError: If there is no training set, its files are missing, or ``count`` is below one.
@@ -33,15 +33,8 @@ def calibration_images(cfg: Config, model: nn.Module, count: int) -> list[Tensor
     if count < 1:
         raise UserError(f'{count} calibration images: wanted at least 1')
     loader = build_loader(cfg, 'train_dataloader', calibration_loader(cfg))
-    batches = []
     with torch.no_grad():
-        for data in loader:
-            images = model.data_preprocessor(copy.copy(data), False)['inputs'][:count]
-            batches.append(images.float())
-            count -= len(images)
-            if count <= 0:
-                break
-    return batches
+        return list(image_batches(loader, model, count))
 
 
 def calibration_loader(cfg: Config) -> ConfigDict:

@@ -21,10 +21,10 @@ class TestSet:
     """The test data and evaluator of a config.
 
     Args:
-        cfg (Config): Of any OpenMMLab library.
+        cfg (Config): A config of any OpenMMLab library.
 
     Raises:
-        UserError: If the config lacks them or the files are missing.
+        UserError: If the config lacks one of them, or the files are missing.
     """
 
     __test__ = False  # pytest takes the name for its own

@@ -1,4 +1,4 @@
-"""Running an int8 file, on its own and in the place of a model's network."""
+"""Running an int8 file, on its own or in the place of a model's network."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...errors import UserError
-from ..export.onnx_file import needed
+from ..export.formats import FORMATS
 from ..export.tensor_model import kind_of
+from .settings import SUFFIXES
 
 #: The head whose raw outputs end the network, by what the model is.
 HEADS = dict(classifier='head', segmentor='decode_head', detector='bbox_head')
@@ -24,48 +24,39 @@ Executor = Callable[[Tensor], list[Tensor]]
 
 
 def open_int8(path: str | os.PathLike) -> Executor:
-    """A file that was written by this package, as a function from an image to raw outputs.
+    """Open a file that this package wrote, as a function from images to raw outputs.
 
     Args:
-        path (str | os.PathLike): ``.onnx`` or ``.pt``.
+        path (str | os.PathLike): A ``.onnx`` or ``.pt`` file.
 
     Returns:
-        Executor: From (N, 3, H, W), normalised, to the tensors of
+        Executor: A function from images, (N, 3, H, W), normalised, to the tensors of
         :class:`mmorepa.deploy.export.TensorModel`, on the CPU.
 
     Raises:
-        UserError: If there is no such file or it is of another kind.
-        ImportError: If it wants onnxruntime, which is not installed.
+        UserError: If there is no such file, or it has another ending.
+        ImportError: If the file needs onnxruntime, which is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f'no model at {path}: check the path')
-    if path.suffix == '.onnx':
-        session = needed('onnxruntime').InferenceSession(
-            str(path), providers=['CPUExecutionProvider']
-        )
-        (image,) = session.get_inputs()
-        return lambda x: [
-            torch.from_numpy(output) for output in session.run(None, {image.name: x.numpy()})
-        ]
-    if path.suffix == '.pt':
-        program = torch.jit.load(path, map_location='cpu')
-        return lambda x: list(program(x))
+    if path.suffix in SUFFIXES.values():
+        return FORMATS['onnx' if path.suffix == '.onnx' else 'torchscript'].load(path)
     raise UserError(f'{path} is no int8 model: wanted a .onnx or .pt file')
 
 
 @contextmanager
 def replaced_network(model: nn.Module, execute: Executor) -> Iterator[nn.Module]:
-    """While the block runs, the model predicts with ``execute`` in the place of its network.
+    """A context in which the model predicts with ``execute`` in the place of its network.
 
-    Preprocessing and postprocessing stay the model's own, so that it can be evaluated as any other.
-    What is replaced is ``extract_feat``, which gives what the whole network would, and the head's
-    ``forward``, which passes that on. A two-stage detector keeps its RoI head, in float, because
-    that runs on boxes.
+    Preprocessing and postprocessing stay the model's own, so the model can be evaluated like any
+    other. ``extract_feat`` is replaced and returns what the whole network would; the head's
+    ``forward`` is replaced and passes that on. A two-stage detector keeps its RoI head, in float,
+    because that runs on boxes.
 
     Args:
-        model (nn.Module): Classifier, single- or two-stage detector, or segmentor.
-        execute (Executor): From :func:`open_int8`.
+        model (nn.Module): A classifier, single- or two-stage detector, or segmentor.
+        execute (Executor): What :func:`open_int8` returned.
 
     Raises:
         UserError: If the model is none of these.

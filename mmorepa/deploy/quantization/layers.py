@@ -29,26 +29,27 @@ WEIGHT_FAKE_QUANT = {True: default_per_channel_weight_fake_quant, False: default
 class Layer:
     """One convolution or linear layer of the deploy form.
 
-    Signal-to-quantization-noise ratios are in dB, 10 log10 of the sum of squares of the float
-    numbers over that of the differences; infinite where there is none.
+    Signal-to-quantization-noise ratios are in dB: 10 log10 of the sum of squares of the float
+    numbers over that of the differences. They are infinite where nothing differs.
 
     Attributes:
-        name (str): Dotted.
-        shape (tuple[int, ...]): Of the weight.
-        low, high (float): Smallest and largest weight.
-        peak (float): Largest magnitude of a weight over the weights' standard deviation.
+        name (str): The dotted name in the model.
+        shape (tuple[int, ...]): The shape of the weight.
+        low, high (float): The smallest and the largest weight.
+        peak (float): The largest magnitude of a weight over the weights' standard deviation.
         spread (float): The largest channel's largest magnitude over that of the median channel.
-        channel_peaks (list[float]): Largest magnitude in each output channel.
+        channel_peaks (list[float]): The largest magnitude in each output channel.
         unfolded (dict[str, float], optional): ``peak`` and ``spread`` before the BatchNorm was
             folded, where the checkpoint has one.
-        weight_sqnr (float): Of the weight, a scale for each channel.
-        tensor_weight_sqnr (float): Of the weight, one scale.
-        input_range (tuple[float, float]): Of its input on the calibration images.
-        input_sqnr (float): Of its input.
-        output_sqnr (float): Of its output, when its input and weight are quantized.
-        network_sqnr (float): Of the network's raw outputs, when this layer alone is quantized.
-        metrics (dict[str, float]): Of the test set, when this layer alone is quantized; empty if it
-            was not evaluated.
+        weight_sqnr (float): The ratio of the weight with a scale for each channel.
+        tensor_weight_sqnr (float): The ratio of the weight with one scale.
+        input_range (tuple[float, float]): The range of the input on the calibration images.
+        input_sqnr (float): The ratio of the input.
+        output_sqnr (float): The ratio of the output when input and weight are quantized.
+        network_sqnr (float): The ratio of the network's raw outputs when this layer alone is
+            quantized.
+        metrics (dict[str, float]): The test set's metrics when this layer alone is quantized; empty
+            if it was not evaluated.
     """
 
     name: str
@@ -73,12 +74,13 @@ class Measurement:
     """All layers of a network, and the network with all of them quantized.
 
     Attributes:
-        layers (list[Layer]): In the network's order.
-        per_channel (bool): How weights were quantized, ``tensor_weight_sqnr`` aside.
-        float_metrics (dict[str, float]): Of the test set, nothing quantized; empty if it was not
-            evaluated.
-        all_metrics (dict[str, float]): With all layers quantized.
-        all_sqnr (float): Of the network's raw outputs, with all layers quantized.
+        layers (list[Layer]): The layers in the network's order.
+        per_channel (bool): Whether weights had a scale for each output channel.
+            ``tensor_weight_sqnr`` does not depend on it.
+        float_metrics (dict[str, float]): The test set's metrics with nothing quantized; empty if it
+            was not evaluated.
+        all_metrics (dict[str, float]): The metrics with all layers quantized.
+        all_sqnr (float): The ratio of the network's raw outputs with all layers quantized.
     """
 
     layers: list[Layer]
@@ -95,14 +97,14 @@ class Noise:
         self.signal = self.noise = 0.0
 
     def add(self, before: Tensor, after: Tensor) -> None:
-        """Two tensors of one shape."""
+        """Add two tensors of one shape."""
         before, after = before.detach().double(), after.detach().double()
         self.signal += before.square().sum().item()
         self.noise += (before - after).square().sum().item()
 
     @property
     def sqnr(self) -> float:
-        """In dB; see :class:`Layer`."""
+        """The ratio in dB; see :class:`Layer`."""
         if not self.noise:
             return math.inf
         return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
@@ -112,7 +114,7 @@ class Quantizer:
     """torch.ao's fake quantization of one layer's input and weight.
 
     Args:
-        layer (nn.Conv2d | nn.Linear): Left as it is but in :meth:`active`.
+        layer (nn.Conv2d | nn.Linear): The layer. Only :meth:`active` changes it.
         per_channel (bool): See :class:`mmorepa.deploy.quantization.Settings`.
     """
 
@@ -124,23 +126,23 @@ class Quantizer:
         self.noise = Noise()
 
     def observe(self, module: nn.Module, args: tuple) -> None:
-        """A pre-hook that notes the range of the input."""
+        """Note the range of the input; this is a pre-hook of the layer."""
         self.input(args[0])
 
     def freeze(self) -> None:
-        """From now on round."""
+        """End observing: from now on the input is rounded."""
         self.input.enable_fake_quant()
         self.input.disable_observer()
 
     def rounded(self, module: nn.Module, args: tuple) -> tuple:
-        """A pre-hook that rounds the input."""
+        """Round the input; this is a pre-hook of the layer."""
         rounded = self.input(args[0])
         self.noise.add(args[0], rounded)
         return (rounded, *args[1:])
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """While the block runs, the layer computes with rounded input and weight."""
+        """A context in which the layer computes with rounded input and weight."""
         kept = self.layer.weight.data
         hook = self.layer.register_forward_pre_hook(self.rounded)
         self.layer.weight.data = self.weight
@@ -162,22 +164,23 @@ def measure(
 ) -> Measurement:
     """Quantize each layer of a network alone, and then all of them.
 
-    Layers are the convolutions and linear layers of the deploy form that run on the images. 8 bits
-    for weights, symmetric, and 8 for inputs, whose range is torch's ``HistogramObserver``'s.
+    Layers are the convolutions and linear layers of the deploy form that run on the images. Weights
+    have 8 bits and a symmetric range. Inputs have 8 bits and the range that torch's
+    ``HistogramObserver`` finds.
 
     Args:
-        model (nn.Module): A model in deploy form. Left as it is.
+        model (nn.Module): A model in deploy form. It is the same afterwards.
         calibration (Sequence[Tensor]): Batches of images, on which ranges are found and noise is
             measured.
-        per_channel (bool): A scale for each output channel of a weight. Defaults to True.
-        evaluate (Callable, optional): Gives the metrics of the model, here for each layer that is
-            quantized alone, float aside.
+        per_channel (bool): Whether each output channel of a weight has a scale. Defaults to True.
+        evaluate (Callable, optional): Gives the metrics of the model. It is called with each layer
+            quantized alone, with all layers quantized, and with none.
         squeezed (nn.Module, optional): The same network before BatchNorms were folded, for
             ``unfolded``.
         progress (Callable): Wraps the list of layers in a progress bar. By default there is none.
 
     Returns:
-        Measurement: See there.
+        Measurement: What was measured.
     """
     network = TensorModel(model)
     quantizers = {
@@ -194,7 +197,7 @@ def measure(
     with ExitStack() as stack:
         for quantizer in quantizers.values():
             stack.enter_context(quantizer.active())
-        noise = compare_outputs(network, calibration, expected)
+        noise = outputs_noise(network, calibration, expected)
         all_metrics = evaluate(model) if evaluate else {}
     return Measurement(
         layers=layers,
@@ -208,7 +211,7 @@ def measure(
 def observe(
     network: TensorModel, quantizers: dict[str, Quantizer], calibration: Sequence[Tensor]
 ) -> list[tuple[Tensor, ...]]:
-    """Let the quantizers see the images; those whose layer does not run are dropped.
+    """Let the quantizers see the images, and drop those whose layer does not run.
 
     Returns:
         list[tuple[Tensor, ...]]: The network's raw outputs, batch by batch.
@@ -241,7 +244,7 @@ def measure_layer(
     before: nn.Module | None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None,
 ) -> Layer:
-    """One layer, quantized alone; arguments as in :func:`measure`."""
+    """Measure one layer that is quantized alone; the arguments are those of :func:`measure`."""
     weight = quantizer.layer.weight.detach()
     # Input, and so float output, are those of the float network: what comes before is in float.
     outputs: list[list[Tensor]] = [[], []]
@@ -253,7 +256,7 @@ def measure_layer(
         try:
             with quantizer.active() if rounded else ExitStack():
                 if rounded:
-                    network_noise = compare_outputs(network, calibration, expected)
+                    network_noise = outputs_noise(network, calibration, expected)
                 else:
                     for batch in calibration:
                         network(batch)
@@ -286,7 +289,7 @@ def measure_layer(
     )
 
 
-def compare_outputs(
+def outputs_noise(
     network: TensorModel, calibration: Sequence[Tensor], expected: list[tuple[Tensor, ...]]
 ) -> Noise:
     """The noise of the network's raw outputs against the float ones."""
@@ -308,7 +311,7 @@ def fake_quantized(weight: Tensor, per_channel: bool) -> Tensor:
 
 
 def weight_sqnr(weight: Tensor, per_channel: bool) -> float:
-    """Of a weight rounded to int8, in dB."""
+    """The ratio of a weight rounded to int8, in dB; see :class:`Layer`."""
     noise = Noise()
     noise.add(weight, fake_quantized(weight, per_channel))
     return noise.sqnr

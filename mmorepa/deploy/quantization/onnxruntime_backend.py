@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ...checkpoints.files import written_whole
 from ...engine.quiet import logging_at
+from ...writing import written_whole
 from ..export import TensorModel, export_onnx
 from ..export.onnx_file import needed
 from .settings import Settings
@@ -24,19 +24,20 @@ def quantize_onnx(
     sample: Tensor,
     calibration: Sequence[Tensor] = (),
 ) -> None:
-    """Write a model's network, see :class:`mmorepa.deploy.export.TensorModel`, as an int8 ONNX
-    file.
+    """Write a model's network as an int8 ONNX file.
+
+    The network is what :class:`mmorepa.deploy.export.TensorModel` makes of the model.
 
     Static quantization gives QDQ nodes, uint8 activations and int8 weights. Dynamic quantization
     gives ``ConvInteger`` and ``MatMulInteger``, whose weights are uint8, as ONNX Runtime's kernels
     want them.
 
     Args:
-        model (nn.Module): In deploy form.
-        path (str | os.PathLike): The file; written whole or not at all.
-        settings (Settings): Of backend ``'onnxruntime'``.
+        model (nn.Module): A model in deploy form.
+        path (str | os.PathLike): The file, which is written whole or not at all.
+        settings (Settings): Settings of backend ``'onnxruntime'``.
         sample (Tensor): An input for the export, (N, 3, H, W).
-        calibration (Sequence[Tensor]): Batches for static quantization.
+        calibration (Sequence[Tensor]): Batches of images for static quantization.
 
     Raises:
         UserError: If the network has an operator that ONNX lacks.
@@ -47,7 +48,9 @@ def quantize_onnx(
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, written_whole(path) as out, _without_hints():
+    # ONNX Runtime writes hints to the root logger.
+    hints = logging_at(logging.ERROR, logging.getLogger())
+    with tempfile.TemporaryDirectory() as folder, written_whole(path) as out, hints:
         plain, prepared = Path(folder, 'float.onnx'), Path(folder, 'prepared.onnx')
         export_onnx(TensorModel(model), plain, sample)
         # Shapes are left to ONNX's own inference: the symbolic one gives up on some heads.
@@ -104,8 +107,3 @@ def _reader(batches: Sequence[Tensor]):
             return None if batch is None else dict(image=batch.numpy())
 
     return Reader()
-
-
-def _without_hints():
-    """Without what ONNX Runtime writes to the root logger below errors."""
-    return logging_at(logging.ERROR, logging.getLogger())

@@ -20,13 +20,11 @@ from torch.ao.quantization import get_default_qat_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...checkpoints import load_checkpoint
-from ...checkpoints.models import build_model
-from ...checkpoints.state_dict import misfit
+from ...checkpoints import build_model, load_any_form, load_model
 from ...convs import squeeze, switch_to_deploy
 from ...convs.kernels import fold_batch_norm
+from ...engine.quiet import quiet_torch
 from ...errors import UserError
-from .torch_backend import quiet_torch
 from .tracing import traced
 
 
@@ -44,8 +42,9 @@ def build_qat_form(architecture: str, **kwargs) -> nn.Module:
     A backbone with ``norm_eval=True``, as detectors have, keeps the statistics of its BatchNorms.
 
     Args:
-        architecture (str): What ``type`` was: ``'ImageClassifier'``, ``'RetinaNet'``, ...
-        kwargs: The model's own.
+        architecture (str): The ``type`` of the float config: ``'ImageClassifier'``,
+            ``'RetinaNet'``, ...
+        kwargs: The model's own arguments.
 
     Returns:
         nn.Module: An instance of ``architecture`` whose backbone is a ``torch.fx`` graph.
@@ -57,10 +56,10 @@ def build_qat_form(architecture: str, **kwargs) -> nn.Module:
 
 
 def with_fake_quantization(model: nn.Module) -> nn.Module:
-    """Put fake quantization into the backbone of a model, after squeezing it; in place.
+    """Squeeze the backbone of a model and put fake quantization into it, in place.
 
     Args:
-        model (nn.Module): Training or squeezed form.
+        model (nn.Module): A model in training or squeezed form.
 
     Returns:
         nn.Module: The model.
@@ -92,9 +91,8 @@ def with_fake_quantization(model: nn.Module) -> nn.Module:
 def _size_observers(prepared: fx.GraphModule) -> None:
     """Let each weight be seen once, so that buffers have the sizes that they are saved with.
 
-    What is seen has to be the folded weight, which is what will be rounded: a range moves a
-    hundredth of the way in a step, and from that of the bare weight it would take hundreds of steps
-    to where it belongs.
+    It has to be the folded weight, because that will be rounded. A range moves a hundredth of the
+    way in each step: from the range of the bare weight it would need hundreds of steps.
     """
     for module in prepared.modules():
         if hasattr(module, 'weight_fake_quant') and not module.weight.is_meta:
@@ -109,44 +107,40 @@ def is_qat(cfg: Config) -> bool:
     return cfg.model.type.rpartition('.')[2] == 'QATForm'
 
 
-def load_qat(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
-    """The model of a config with ``QATForm`` and what it learned, in eval mode.
+def load_float(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
+    """The deploy form, in float, of a checkpoint that is to be quantized.
+
+    Args:
+        cfg (Config): The config that the checkpoint was trained with.
+        checkpoint (str | os.PathLike): Training, squeezed or deploy form; for a config with
+            ``QATForm``, what that trained.
+
+    Returns:
+        nn.Module: The model, on the CPU and in eval mode.
 
     Raises:
-        UserError: If the checkpoint cannot be read or does not fit.
+        UserError: See :func:`mmorepa.checkpoints.load_model`.
     """
-    model = build_model(cfg)
-    load_strictly(model, load_checkpoint(checkpoint)['state_dict'], checkpoint)
-    return model
-
-
-def load_strictly(model: nn.Module, state_dict: dict, source: str | os.PathLike) -> None:
-    """Load a state dict that has to fit as a whole.
-
-    Raises:
-        UserError: If it does not.
-    """
-    difference = misfit(model.state_dict(), state_dict)
-    if difference:
-        raise UserError(f'{source} does not fit the model of this config: {difference}')
-    model.load_state_dict(state_dict)
+    if is_qat(cfg):
+        return folded(load_model(cfg, checkpoint).model, cfg)
+    return load_model(cfg, checkpoint, 'deploy').model
 
 
 def int8_qat_backbone(model: nn.Module) -> fx.GraphModule:
-    """The backbone of a model from :func:`load_qat` in int8, with the ranges that it learned."""
+    """The backbone of a model with ``QATForm`` in int8, with the ranges that it learned."""
     with quiet_torch(), torch.no_grad():
         return convert_fx(copy.deepcopy(model.backbone).eval().cpu())
 
 
 def folded(model: nn.Module, cfg: Config) -> nn.Module:
-    """The deploy form, in float, of a model from :func:`load_qat`.
+    """The deploy form, in float, of a model with ``QATForm``.
 
     Args:
-        model (nn.Module): With fake quantization.
-        cfg (Config): Its config.
+        model (nn.Module): The model with fake quantization.
+        cfg (Config): The config that builds it.
 
     Returns:
-        nn.Module: Without.
+        nn.Module: A model without fake quantization.
     """
     plain = switch_to_deploy(build_model(float_config(cfg)))
     with quiet_torch(), torch.no_grad():
@@ -161,12 +155,12 @@ def folded(model: nn.Module, cfg: Config) -> nn.Module:
                 conv = conv[0] if isinstance(conv, nn.Sequential) else conv
                 state_dict[f'backbone.{name}.weight'] = conv.weight
                 state_dict[f'backbone.{name}.bias'] = conv.bias
-    load_strictly(plain, state_dict, 'what was trained')
+    load_any_form(plain, state_dict, 'what was trained')
     return plain.eval()
 
 
 def float_config(cfg: Config) -> Config:
-    """A config with ``QATForm``, without it."""
+    """The float config that a config with ``QATForm`` was made from."""
     cfg = copy.deepcopy(cfg)
     cfg.model.type = cfg.model.pop('architecture')
     return cfg

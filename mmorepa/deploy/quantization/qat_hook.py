@@ -24,10 +24,10 @@ class QATHook(Hook):
     - The config's ``load_from`` may be a squeezed checkpoint (``convert.py --keep-bn``), or, if the
       config builds the blocks, a training checkpoint; its keys are brought into those of
       ``QATForm``.
-    - From ``freeze_at`` on, observers no longer move the ranges of activations, nor training
-      batches the statistics of BatchNorms (Krishnamoorthi, 2018, sec. 3.2.2), so that the last
-      steps train what will run in int8.
-    - Validation and test images move no range.
+    - From ``freeze_at`` on, observers no longer move the ranges of activations, and training
+      batches no longer move the statistics of BatchNorms (Krishnamoorthi, 2018, sec. 3.2.2). The
+      last steps then train what will run in int8.
+    - Validation and test images do not move a range.
 
     Args:
         freeze_at (float): Share of the training after which ranges and statistics are frozen; 1
@@ -96,8 +96,9 @@ def qat_state_dict(cfg: Config, state_dict: dict[str, Tensor]) -> dict[str, Tens
     """The state dict of ``QATForm`` at the start, from that of a float checkpoint.
 
     Args:
-        cfg (Config): With ``QATForm``.
-        state_dict (dict[str, Tensor]): Squeezed form; training form if the config builds blocks.
+        cfg (Config): A config with ``QATForm``.
+        state_dict (dict[str, Tensor]): The squeezed form, or the training form if the config builds
+            blocks.
 
     Raises:
         UserError: If it does not fit or is in deploy form.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,16 +9,16 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import nn
 
+from ...checkpoints import load_model
 from ...checkpoints.conversion import count_bytes
-from ...checkpoints.files import written_whole
 from ...engine.data import seed_of
 from ...errors import UserError
+from ...writing import check_out, write_json
 from .calibration import calibration_images
 from .evaluation import TestSet
 from .executor import open_int8, replaced_network
-from .float_model import load_float
 from .onnxruntime_backend import quantize_onnx
-from .qat import int8_qat_backbone, is_qat, load_qat
+from .qat import int8_qat_backbone, is_qat, load_float
 from .settings import Settings
 from .torch_backend import quantize_torch, save_script
 
@@ -30,13 +29,13 @@ class Quantized:
 
     Attributes:
         out (Path): The int8 file.
-        settings (Settings): How it was made.
-        trained (bool): Whether the ranges are those of quantization-aware training; nothing was
-            calibrated then.
-        calibration (int): Images seen.
-        seed (int): That drew them.
-        bytes (tuple[int, int]): Of the float weights in memory, and of the int8 file.
-        metrics (tuple[dict, dict], optional): Of the test set, in float and int8.
+        settings (Settings): How the file was made.
+        trained (bool): Whether quantization-aware training found the ranges. Nothing was calibrated
+            then.
+        calibration (int): The number of calibration images.
+        seed (int): The seed that drew the images.
+        bytes (tuple[int, int]): The size of the float weights in memory, and of the int8 file.
+        metrics (tuple[dict, dict], optional): The test set's metrics, in float and in int8.
     """
 
     out: Path
@@ -57,29 +56,35 @@ def quantize(
     evaluate: bool = False,
     force: bool = False,
 ) -> Quantized:
-    """Write the int8 form of a checkpoint, and what is known of it as JSON beside it.
+    """Write the int8 form of a checkpoint, and a JSON file beside it that says how it was made.
 
     Args:
         cfg (Config): The training config, from ``load_config``. With ``QATForm`` and backend
             ``'torch'`` the ranges are those that training found.
-        checkpoint (str | os.PathLike): Training, squeezed or deploy form.
-        out (str | os.PathLike): The file, ``.onnx`` or ``.pt`` by backend; see
-            :func:`mmorepa.deploy.quantization.open_int8`. The JSON gets its name with ``.json``.
-        settings (Settings, optional): By default ONNX Runtime, static, per channel.
-        calibration (int): Images of the training set on which ranges are found. Defaults to 256.
-        evaluate (bool): Evaluate the float and the int8 form on the test set. Defaults to False.
-        force (bool): Replace an existing file. Defaults to False.
+        checkpoint (str | os.PathLike): The checkpoint, in training, squeezed or deploy form.
+        out (str | os.PathLike): The file to write. Its ending is that of the backend, ``.onnx`` or
+            ``.pt``; :func:`mmorepa.deploy.quantization.open_int8` reads it. The JSON file has the
+            same name with ``.json``.
+        settings (Settings, optional): How to quantize. By default with ONNX Runtime, static, per
+            channel.
+        calibration (int): The number of images of the training set on which ranges are found.
+            Defaults to 256.
+        evaluate (bool): Whether to evaluate the float and the int8 form on the test set. Defaults
+            to False.
+        force (bool): Whether to replace an existing file. Defaults to False.
 
     Returns:
         Quantized: What was done.
 
     Raises:
-        UserError: If the file exists already, the checkpoint does not fit, is in int8 already or
-            has a weight that is not finite, or the config lacks the data.
+        UserError: If ``out`` has another ending, is an input or exists already; if the checkpoint
+            does not fit, is in int8 already or has weights that are not finite; or if the config
+            lacks the data.
         ImportError: If onnx or onnxruntime is wanted and not installed.
     """
-    settings, out = settings or Settings(), Path(out)
-    settings.check_out(out, force)
+    settings = settings or Settings()
+    what = f'what backend {settings.backend} writes'
+    out = check_out(out, [checkpoint, cfg.filename], force, settings.suffix, what, done='quantized')
     # Before minutes of calibration.
     tests = TestSet(cfg) if evaluate else None
     model = load_float(cfg, checkpoint)
@@ -90,7 +95,7 @@ def quantize(
     if settings.backend == 'onnxruntime':
         quantize_onnx(model, out, settings, batches[0], batches)
     elif trained:
-        backbone = int8_qat_backbone(load_qat(cfg, checkpoint))
+        backbone = int8_qat_backbone(load_model(cfg, checkpoint).model)
         save_script(model, backbone, out, batches[0])
     else:
         require_backbone(model)
@@ -102,13 +107,13 @@ def quantize(
         calibration=0 if wanted < calibration else sum(map(len, batches)),
         seed=seed_of(cfg),
         bytes=(count_bytes(model), out.stat().st_size),
-        metrics=compare(model, out, tests) if tests else None,
+        metrics=evaluate_both(model, out, tests) if tests else None,
     )
-    write_json(done)
+    write_json(dict(asdict(done), out=out.name), out.with_suffix('.json'))
     return done
 
 
-def compare(model: nn.Module, out: Path, tests: TestSet) -> tuple[dict, dict]:
+def evaluate_both(model: nn.Module, out: Path, tests: TestSet) -> tuple[dict, dict]:
     """The metrics of a float model, and those with an int8 file in the place of its network."""
     before = tests.evaluate(model)
     with replaced_network(model, open_int8(out)):
@@ -122,10 +127,3 @@ def require_backbone(model: nn.Module) -> None:
             f'{type(model).__name__} has no backbone, which is what backend torch quantizes: '
             'choose backend onnxruntime'
         )
-
-
-def write_json(done: Quantized) -> None:
-    """Write what is known beside the int8 file."""
-    content = dict(asdict(done), out=done.out.name)
-    with written_whole(done.out.with_suffix('.json')) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + '\n')

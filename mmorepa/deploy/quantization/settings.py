@@ -1,9 +1,8 @@
-"""What a quantization is asked to do."""
+"""How a checkpoint is to be quantized."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...errors import UserError
 
@@ -20,14 +19,15 @@ class Settings:
     Attributes:
         backend (str): ``'onnxruntime'`` or ``'torch'``.
         mode (str): ``'static'`` fixes the ranges of activations on calibration images;
-            ``'dynamic'``, of ONNX Runtime alone, finds them anew for each input.
-        per_channel (bool): A scale for each output channel of a weight, not one for the tensor.
+            ``'dynamic'``, which only ONNX Runtime has, finds them anew for each input.
+        per_channel (bool): Whether each output channel of a weight has a scale, or the tensor one.
         method (str, optional): How a static range is found, one of :data:`METHODS` of the backend.
-            ``minmax`` takes all that was seen; ``entropy`` and ``percentile`` are ONNX Runtime's
-            ways to clip outliers, ``histogram`` (least squared error) is torch's. By default the
-            backend's first.
-        reduce_range (bool): ONNX Runtime: 7 bits for weights, for x86 CPUs without VNNI, whose
-            int16 sums may saturate. torch's x86 backend always leaves one bit of activations out.
+            ``minmax`` takes all that was seen. ``entropy`` and ``percentile`` clip outliers as ONNX
+            Runtime does, ``histogram`` (least squared error) as torch does. Defaults to the
+            backend's first method.
+        reduce_range (bool): Whether ONNX Runtime uses 7 bits for weights. This is for x86 CPUs
+            without VNNI, whose int16 sums may saturate. torch's x86 backend always leaves one bit
+            of activations out.
 
     Raises:
         UserError: If a value is not known or the backend does not have it.
@@ -62,17 +62,7 @@ class Settings:
                 f'choose {" or ".join(METHODS[self.backend])}'
             )
 
-    def check_out(self, out: Path, force: bool = False) -> None:
-        """Make sure that the backend's file may be called ``out``.
-
-        Raises:
-            UserError: If it has another ending, or exists and ``force`` is False.
-        """
-        suffix = SUFFIXES[self.backend]
-        if out.suffix != suffix:
-            raise UserError(
-                f'{out} is no name for what backend {self.backend} writes: '
-                f'wanted an ending of {suffix}'
-            )
-        if out.exists() and not force:
-            raise UserError(f'{out} exists already: choose another name or pass --force')
+    @property
+    def suffix(self) -> str:
+        """The ending of the file that the backend writes."""
+        return SUFFIXES[self.backend]

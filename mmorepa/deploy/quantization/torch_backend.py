@@ -1,15 +1,14 @@
 """Int8 TorchScript files, by torch.ao's FX graph mode.
 
-The backbone becomes int8 and runs torch's int8 kernels eagerly; neck and head stay in float. Of the
-two ways that torch 2.5 has, the other, PT2 export with ``X86InductorQuantizer``, gives a program
-that imitates int8 in float until it is compiled with a C++ compiler on the machine that runs it.
+The backbone becomes int8 and runs torch's int8 kernels eagerly. Neck and head stay in float. torch
+2.5 has a second way, PT2 export with ``X86InductorQuantizer``. Its program imitates int8 in float
+until it is compiled with a C++ compiler on the machine that runs it.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +23,8 @@ from torch.ao.quantization import (
 )
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-from ...checkpoints.files import written_whole
+from ...engine.quiet import quiet_torch
+from ...writing import written_whole
 from ..export import TensorModel
 from .settings import Settings
 from .tracing import traced
@@ -39,10 +39,10 @@ def quantize_torch(
     """Write a model's network, its backbone in int8, as a TorchScript program.
 
     Args:
-        model (nn.Module): In deploy form, with a ``backbone``.
-        path (str | os.PathLike): The file; written whole or not at all.
-        settings (Settings): Of backend ``'torch'``.
-        calibration (Sequence[Tensor]): Batches.
+        model (nn.Module): A model in deploy form that has a ``backbone``.
+        path (str | os.PathLike): The file, which is written whole or not at all.
+        settings (Settings): Settings of backend ``'torch'``.
+        calibration (Sequence[Tensor]): Batches of calibration images.
 
     Raises:
         UserError: If the backbone cannot be traced.
@@ -57,12 +57,12 @@ def int8_backbone(
     """Quantize a backbone in deploy form after running it on calibration batches.
 
     Args:
-        backbone (nn.Module): Left as it is.
+        backbone (nn.Module): The backbone. It is the same afterwards.
         settings (Settings): ``method`` and ``per_channel`` are used.
-        calibration (Sequence[Tensor]): Batches.
+        calibration (Sequence[Tensor]): Batches of calibration images.
 
     Returns:
-        fx.GraphModule: From and to float tensors, int8 in between.
+        fx.GraphModule: The backbone in int8. Its inputs and outputs are float tensors.
     """
     with quiet_torch(), torch.no_grad():
         prepared = prepare_fx(traced(backbone).eval(), qconfigs(settings), (calibration[0],))
@@ -89,24 +89,16 @@ def qconfigs(settings: Settings) -> QConfigMapping:
 def save_script(
     model: nn.Module, backbone: nn.Module, path: str | os.PathLike, sample: Tensor
 ) -> None:
-    """Trace a model's network with another backbone, and write it; whole or not at all.
+    """Trace a model's network with another backbone, and write it, whole or not at all.
 
     Args:
-        model (nn.Module): Left as it is.
-        backbone (nn.Module): Takes the place of its own.
+        model (nn.Module): The model. It is the same afterwards.
+        backbone (nn.Module): The backbone that takes the place of the model's own.
         path (str | os.PathLike): The file.
-        sample (Tensor): An input.
+        sample (Tensor): An input, (N, 3, H, W).
     """
     model = copy.copy(model)
     model._modules = dict(model._modules, backbone=backbone)
     with quiet_torch(), torch.no_grad(), written_whole(path) as temporary:
         # A trace of int8 modules cannot be compared with itself to the last digit.
         torch.jit.trace(TensorModel(model), sample, check_trace=False).save(str(temporary))
-
-
-class quiet_torch(warnings.catch_warnings):
-    """Without what torch.ao warns of its own doings, and the tracer of shapes in Python."""
-
-    def __enter__(self):
-        super().__enter__()
-        warnings.simplefilter('ignore')

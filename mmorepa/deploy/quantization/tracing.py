@@ -6,7 +6,7 @@ import copy
 
 from torch import Tensor, fx, nn
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 
 
 def traced(backbone: nn.Module) -> fx.GraphModule:
@@ -19,10 +19,9 @@ def traced(backbone: nn.Module) -> fx.GraphModule:
     try:
         graph = fx.Tracer().trace(_OneImage(backbone))
     except (fx.proxy.TraceError, TypeError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f'torch.fx cannot trace {type(backbone).__name__} ({reason}): set with_cp=False if it '
-            'has it, or choose backend onnxruntime'
+            f'torch.fx cannot trace {type(backbone).__name__} ({first_line(error)}): set '
+            'with_cp=False if it has it, or choose backend onnxruntime'
         ) from None
     for node in graph.nodes:
         if node.op in ('call_module', 'get_attr'):

@@ -20,9 +20,10 @@ from rich.progress import track
 
 from ...engine.data import build_loader
 from ...errors import UserError
+from ...writing import write_text
 from ..drawing import COLOURS, GREY, grid, legend_below, logarithmic, new_figure, rows_down
 from ..network import load_network
-from ..scaffold import Column, Report, write_text
+from ..scaffold import Column, Report
 from .effective_lr import NUMBERS, Layer, blocks_of, measure
 
 CONSTRUCTOR = 'OREPAOptimWrapperConstructor'

@@ -9,8 +9,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ...writing import write_figure
 from ..drawing import grid, legend_below, logarithmic, new_figure, rows_down
-from ..scaffold import write_figure
 from .growth import AXES, Line, lines
 from .plan import Setup
 from .results import CaseResult, Measured, Results

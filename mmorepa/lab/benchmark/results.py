@@ -44,7 +44,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ...errors import UserError
-from ..scaffold import write_json
+from ...writing import write_json
 from .plan import label
 from .spread import Spread, ratios, spread, sums
 

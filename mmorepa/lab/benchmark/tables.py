@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..scaffold import Column, markdown_table, write_text
+from ...writing import write_text
+from ..scaffold import Column, markdown_table
 from .growth import sentences
 from .plan import Setup
 from .results import CaseResult, Measured, Results

@@ -26,8 +26,9 @@ from ...engine.custom_hooks import add_hooks
 from ...engine.run import build_runner, load_config, test
 from ...engine.seeding import seed_samples
 from ...errors import UserError
+from ...writing import write_text
 from ..provenance import load, machine, now, software
-from ..scaffold import reason_of, write_text
+from ..scaffold import reason_of
 
 #: The record of a finished run, in the run's folder.
 RESULT = 'result.json'

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...errors import UserError
-from ..scaffold import write_text
+from ...writing import write_text
 from .measured_run import RESULT, Job
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from operator import itemgetter
 from statistics import mean, median, quantiles, stdev
 
+from ... import writing
 from ...errors import UserError
 from .. import scaffold
 from ..drawing import COLOURS, grid, new_figure
@@ -311,7 +312,7 @@ def _notes(report: Report) -> list[str]:
 
 def write_markdown(report: Report, path: str | os.PathLike) -> None:
     """Write the table; the file is written whole or not at all."""
-    scaffold.write_text(to_markdown(report), path)
+    writing.write_text(to_markdown(report), path)
 
 
 def write_json(report: Report, path: str | os.PathLike) -> None:
@@ -323,7 +324,7 @@ def write_json(report: Report, path: str | os.PathLike) -> None:
         numbers.update(mean=difference.mean, interval=difference.interval)
     for choice, numbers in zip(report.choices, content['choices']):
         numbers.update(rate=choice.rate)
-    scaffold.write_json(content, path)
+    writing.write_json(content, path)
 
 
 def write_plot(report: Report, path: str | os.PathLike) -> None:
@@ -362,7 +363,7 @@ def write_plot(report: Report, path: str | os.PathLike) -> None:
     axes.set_xlim(left=0)
     grid(axes)
     figure.legend(loc='outside right upper', fontsize=9)
-    scaffold.write_figure(figure, path)
+    writing.write_figure(figure, path)
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from mmorepa import switch_to_deploy
+from mmorepa.checkpoints.comparing import compare_outputs
 from mmorepa.convs.convert.squeezing import TOLERANCE
 from mmorepa.deploy.export import TensorModel, torch_program
 from mmorepa.deploy.export.format_options import FormatOptions
 from mmorepa.deploy.export.formats import FORMATS
-from mmorepa.deploy.export.outputs import compare
 from mmorepa.errors import UserError
 
 #: Larger than one pixel on every level of a detector.
@@ -48,7 +48,7 @@ def test_every_batch_and_size(format, kind, convolution, small_model, tmp_path):
     for image in images():
         with torch.no_grad():
             expected = model(image)
-        assert compare(expected, network(image)).within(TOLERANCE), image.shape
+        assert compare_outputs(expected, network(image)).within(TOLERANCE), image.shape
 
 
 @pytest.mark.parametrize('format', ['torch-export', 'torchscript'])
@@ -115,7 +115,7 @@ def test_compiled_ahead_of_time(tmp_path, monkeypatch):
     network = FORMATS['aot-inductor'].load(tmp_path / 'file')
     for image in images():
         with torch.no_grad():
-            assert compare([model(image)], network(image)).within(TOLERANCE)
+            assert compare_outputs([model(image)], network(image)).within(TOLERANCE)
     assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 

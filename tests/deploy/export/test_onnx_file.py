@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from mmorepa import switch_to_deploy
+from mmorepa.checkpoints.comparing import compare_outputs
 from mmorepa.convs.convert.squeezing import TOLERANCE
 from mmorepa.deploy.export import TensorModel, export_onnx, node_counts
 from mmorepa.deploy.export.onnx_file import needed
-from mmorepa.deploy.export.outputs import compare
 from mmorepa.errors import UserError
 
 SAMPLE = torch.zeros(2, 3, 64, 64)
@@ -42,7 +42,7 @@ def test_one_file_for_every_batch_and_size(kind, small_model, tmp_path):
         with torch.no_grad():
             expected = model(image(shape))
         found = run(tmp_path / 'a.onnx', image(shape))
-        assert compare(expected, found).within(TOLERANCE), shape
+        assert compare_outputs(expected, found).within(TOLERANCE), shape
 
 
 def test_names_axes_opset_and_metadata(small_model, tmp_path):

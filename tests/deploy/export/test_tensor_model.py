@@ -4,9 +4,9 @@ import pytest
 import torch
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, YOLOXHead
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from mmorepa.deploy.export import TensorModel
-from mmorepa.deploy.export.outputs import flatten
 from mmorepa.deploy.export.tensor_model import head_names
 from mmorepa.errors import UserError
 
@@ -102,7 +102,7 @@ ANCHORS = dict(
 def test_names_of_other_heads(head, options, third, levels):
     """They are the head's own terms, in the order in which it gives them."""
     head = head(3, 8, feat_channels=32, stacked_convs=1, **options)
-    found = flatten(head([torch.zeros(1, 8, 4, 4) for _ in levels]))
+    found = tree_leaves(head([torch.zeros(1, 8, 4, 4) for _ in levels]))
     names = head_names(head, len(found))
     kinds = ['cls_score', 'bbox_pred', third]
     assert names == [f'{kind}_p{level}' for kind in kinds for level in levels]

@@ -5,10 +5,9 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deploy.quantization.conftest import REPARAM
-from mmorepa.checkpoints import load_checkpoint
+from mmorepa.checkpoints import load_checkpoint, load_model
 from mmorepa.checkpoints.conversion import convert
 from mmorepa.deploy.quantization import QATHook, Settings, quantize
-from mmorepa.deploy.quantization.qat import load_qat
 from mmorepa.engine.run import build_runner, train
 from mmorepa.errors import UserError
 from support import ROOT
@@ -168,7 +167,7 @@ def test_checkpoint_without_a_fit_gets_one_line(qat_config, config, checkpoint, 
 
 def test_what_was_not_trained_so_does_not_load(qat_config, checkpoint, tmp_path):
     with pytest.raises(UserError, match='does not fit the model of this config'):
-        load_qat(qat_config(tmp_path), checkpoint)
+        load_model(qat_config(tmp_path), checkpoint)
 
 
 @pytest.mark.parametrize('freeze_at', [-0.1, 1.5])

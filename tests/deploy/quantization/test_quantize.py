@@ -110,3 +110,25 @@ def test_nothing_is_written_where_something_is_missing(config, checkpoint, tmp_p
     with pytest.raises(UserError, match='no test_evaluator'):
         quantize(cfg, checkpoint, tmp_path / 'int8.onnx', evaluate=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'backend, name, message',
+    [
+        ('onnxruntime', 'model.pt', 'wanted the ending .onnx'),
+        ('torch', 'model.onnx', 'wanted the ending .pt'),
+        ('torch', 'here.pt', 'exists already'),
+    ],
+)
+def test_names_of_files(config, tmp_path, backend, name, message):
+    (tmp_path / 'here.pt').touch()
+    with pytest.raises(UserError, match=message):
+        quantize(config(), tmp_path / 'a.pth', tmp_path / name, Settings(backend))
+    # The next thing that is wrong.
+    for free, force in (('here.pt', True), ('elsewhere.pt', False)):
+        with pytest.raises(UserError, match='no checkpoint at'):
+            quantize(config(), tmp_path / 'a.pth', tmp_path / free, Settings('torch'), force=force)
+    with pytest.raises(UserError, match='here.pt is what is to be quantized'):
+        quantize(
+            config(), tmp_path / 'here.pt', tmp_path / 'here.pt', Settings('torch'), force=True
+        )

@@ -1,7 +1,5 @@
 """What can be asked for, and one line for what cannot."""
 
-from pathlib import Path
-
 import pytest
 
 from mmorepa.deploy.quantization import Settings
@@ -38,19 +36,3 @@ def test_what_does_not_exist_gets_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as raised:
         Settings(**arguments)
     assert '\n' not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    'backend, name, message',
-    [
-        ('onnxruntime', 'model.pt', 'wanted an ending of .onnx'),
-        ('torch', 'model.onnx', 'wanted an ending of .pt'),
-        ('torch', 'here.pt', 'exists already'),
-    ],
-)
-def test_names_of_files(tmp_path, backend, name, message):
-    (tmp_path / 'here.pt').touch()
-    with pytest.raises(UserError, match=message):
-        Settings(backend).check_out(tmp_path / name)
-    Settings('torch').check_out(tmp_path / 'here.pt', force=True)
-    Settings('torch').check_out(Path('elsewhere.pt'))

@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from mmorepa.deploy.quantization import report
+from mmorepa.deploy.quantization import layer_report
 from mmorepa.deploy.quantization.layers import Layer, Measurement
 from mmorepa.errors import UserError
 
@@ -31,12 +31,12 @@ def made():
         layer('layer1.0.conv1', 99.0, network_sqnr=math.inf),
     ]
     found = Measurement(layers, True, {'accuracy/top1': 99.0}, {'accuracy/top1': 96.5}, 30.0)
-    return report.Report('config.py', 'epoch_1.pth', 64, 0, found)
+    return layer_report.LayerReport('config.py', 'epoch_1.pth', 64, 0, found)
 
 
 def text_of(made):
     console = Console(width=200, record=True, file=open('/dev/null', 'w'))
-    console.print(report.table(made))
+    console.print(layer_report.table(made))
     return console.export_text()
 
 
@@ -62,28 +62,28 @@ def test_table_without_evaluation(made):
 
 
 def test_files(made, tmp_path):
-    report.write(made, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report.FILES)
+    layer_report.write(made, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(layer_report.FILES)
     for name in ('layers.png', 'ranges.png'):
         assert (tmp_path / name).read_bytes().startswith(PNG)
     content = json.loads((tmp_path / 'layers.json').read_text())
     assert content['found']['layers'][1]['network_sqnr'] is None
-    again = report.read(tmp_path)
+    again = layer_report.read(tmp_path)
     assert again.found.layers[0].unfolded == dict(peak=3.0, spread=1.2)
     assert math.isnan(again.found.layers[1].network_sqnr)
     assert again.lost(again.found.all_metrics) == 2.5
 
 
 def test_nothing_is_overwritten_unasked(made, tmp_path):
-    report.check_folder(tmp_path)
-    report.write(made, tmp_path)
+    layer_report.check_folder(tmp_path)
+    layer_report.write(made, tmp_path)
     with pytest.raises(UserError, match='layers.json exists already'):
-        report.check_folder(tmp_path)
-    report.check_folder(tmp_path, force=True)
+        layer_report.check_folder(tmp_path)
+    layer_report.check_folder(tmp_path, force=True)
 
 
 def test_study_of_a_trained_network(config, checkpoint):
-    made = report.study(config(), checkpoint, calibration=64, evaluate=False)
+    made = layer_report.study(config(), checkpoint, calibration=64, evaluate=False)
     assert len(made.found.layers) == 21
     assert made.calibration == 64
     assert all(layer.unfolded for layer in made.found.layers[:-1])

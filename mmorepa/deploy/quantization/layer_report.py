@@ -14,31 +14,30 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ...checkpoints.files import written_whole
+from ...checkpoints import load_model
 from ...convs import squeeze
 from ...engine.data import seed_of
-from ...errors import UserError
+from ...writing import check_out, write_json
 from .calibration import calibration_images
 from .evaluation import TestSet, main_metric
-from .float_model import load_float, load_float_form
+from .layer_plots import draw_layers, draw_ranges
 from .layers import Layer, Measurement, measure
-from .plots import draw_layers, draw_ranges
-from .qat import is_qat
+from .qat import is_qat, load_float
 
 #: What :func:`write` puts into the folder.
 FILES = ('layers.json', 'layers.png', 'ranges.png')
 
 
 @dataclass(frozen=True)
-class Report:
+class LayerReport:
     """What 8 bits do to a checkpoint.
 
     Attributes:
         config (str): The config's file name.
         checkpoint (str): The checkpoint's file name.
-        calibration (int): Images on which ranges were found and noise was measured.
-        seed (int): That drew them.
-        found (Measurement): The layers.
+        calibration (int): The number of images on which ranges were found and noise was measured.
+        seed (int): The seed that drew the images.
+        found (Measurement): What was measured.
     """
 
     config: str
@@ -49,11 +48,11 @@ class Report:
 
     @property
     def metric(self) -> str | None:
-        """The metric to compare by, None if nothing was evaluated."""
+        """The metric to compare by; None if nothing was evaluated."""
         return main_metric(self.found.float_metrics) if self.found.float_metrics else None
 
     def lost(self, metrics: dict[str, float]) -> float:
-        """Of :attr:`metric` in float, what is lost; NaN if it was not evaluated."""
+        """How much of the float model's :attr:`metric` is lost; NaN if it was not evaluated."""
         if self.metric is None or not metrics:
             return math.nan
         return self.found.float_metrics[self.metric] - metrics[self.metric]
@@ -65,28 +64,30 @@ def study(
     calibration: int = 256,
     per_channel: bool = True,
     evaluate: bool = True,
-) -> Report:
-    """Measure every layer of a checkpoint's deploy form; see
-    :func:`mmorepa.deploy.quantization.measure`.
+) -> LayerReport:
+    """Measure every layer of a checkpoint's deploy form.
+
+    See :func:`mmorepa.deploy.quantization.measure` for what is measured.
 
     Args:
-        cfg (Config): The config it was trained with.
-        checkpoint (str | os.PathLike): Any form. Of a training or squeezed form the weights before
-            folding are looked at too.
-        calibration (int): Images of the training set. Defaults to 256.
-        per_channel (bool): A scale for each output channel of a weight. Defaults to True.
-        evaluate (bool): Evaluate the test set for each layer. Defaults to True.
+        cfg (Config): The config that the checkpoint was trained with.
+        checkpoint (str | os.PathLike): The checkpoint, in any form. If it is in training or
+            squeezed form, the weights before folding are measured too.
+        calibration (int): The number of images of the training set. Defaults to 256.
+        per_channel (bool): Whether each output channel of a weight has a scale. Defaults to True.
+        evaluate (bool): Whether to evaluate the test set for each layer. Defaults to True.
 
     Returns:
-        Report: See there.
+        LayerReport: What was measured, and where.
 
     Raises:
-        UserError: As :func:`mmorepa.deploy.quantization.quantize`.
+        UserError: If the checkpoint or the data cannot be used, see
+            :func:`mmorepa.deploy.quantization.quantize`.
     """
     tests = TestSet(cfg) if evaluate else None
     model = load_float(cfg, checkpoint)
     batches = calibration_images(cfg, model, calibration)
-    return Report(
+    return LayerReport(
         config=Path(cfg.filename).name,
         checkpoint=Path(checkpoint).name,
         calibration=sum(map(len, batches)),
@@ -106,7 +107,7 @@ def squeezed_form(cfg: Config, checkpoint: str | os.PathLike):
     """The squeezed form of a checkpoint; None if its BatchNorms are folded or being trained in."""
     if is_qat(cfg):
         return None
-    loaded = load_float_form(cfg, checkpoint)
+    loaded = load_model(cfg, checkpoint)
     return None if loaded.form == 'deploy' else squeeze(loaded.model)
 
 
@@ -114,8 +115,8 @@ def _progress(layers: Sequence) -> Iterator:
     return track(layers, 'layers', console=Console(stderr=True), transient=True)
 
 
-def table(report: Report) -> Table:
-    """The report as a table, a row a layer, and one for all of them."""
+def table(report: LayerReport) -> Table:
+    """The report as a table: one row for each layer, and one for all of them."""
     found = report.found
     scales = 'a scale a channel' if found.per_channel else 'one scale a weight'
     shown = Table(
@@ -154,7 +155,7 @@ def _before_and_after(layer: Layer) -> tuple[str, str]:
 
 
 def format_lost(lost: float) -> str:
-    """To two digits behind the point, ``-`` where it was not evaluated."""
+    """A loss with two digits behind the point; ``-`` if it was not evaluated."""
     return '-' if math.isnan(lost) else f'{lost + 0.0:.2f}'
 
 
@@ -165,22 +166,18 @@ def check_folder(folder: str | os.PathLike, force: bool = False) -> None:
         UserError: If one of its files exists and ``force`` is False.
     """
     for name in FILES:
-        if Path(folder, name).exists() and not force:
-            raise UserError(
-                f'{Path(folder, name)} exists already: choose another folder or pass --force'
-            )
+        check_out(Path(folder, name), force=force)
 
 
-def write(report: Report, folder: str | os.PathLike) -> None:
+def write(report: LayerReport, folder: str | os.PathLike) -> None:
     """Write the report into a folder: ``layers.json``, ``layers.png`` and ``ranges.png``."""
     folder = Path(folder)
-    with written_whole(folder / 'layers.json') as temporary:
-        temporary.write_text(json.dumps(finite(asdict(report)), indent=2) + '\n')
+    write_json(asdict(report), folder / 'layers.json')
     draw_layers(report, folder / 'layers.png')
     draw_ranges([report], folder / 'ranges.png')
 
 
-def read(folder: str | os.PathLike) -> Report:
+def read(folder: str | os.PathLike) -> LayerReport:
     """Read a report that :func:`write` wrote; infinite ratios come back as NaN."""
     content = json.loads(Path(folder, 'layers.json').read_text(), parse_constant=str)
     found = content.pop('found')
@@ -188,15 +185,4 @@ def read(folder: str | os.PathLike) -> Report:
         Layer(**{k: math.nan if v is None and k != 'unfolded' else v for k, v in layer.items()})
         for layer in found.pop('layers')
     ]
-    return Report(**content, found=Measurement(layers=layers, **found))
-
-
-def finite(value):
-    """A nested value with None for every number that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return LayerReport(**content, found=Measurement(layers=layers, **found))

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...checkpoints.files import written_whole
+from ...writing import write_figure
 
 if TYPE_CHECKING:
-    from .report import Report
+    from .layer_report import LayerReport
 
 #: Colours that colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#555555'
 
 
-def draw_layers(report: Report, path: str | os.PathLike) -> None:
+def draw_layers(report: LayerReport, path: str | os.PathLike) -> None:
     """Peaks, signal-to-quantization-noise ratios and what is lost, a row a layer, as a PNG."""
     layers = report.found.layers
     rows = range(len(layers))
@@ -69,11 +69,11 @@ def draw_layers(report: Report, path: str | os.PathLike) -> None:
         ncols=4,
         fontsize=8,
     )
-    _save(figure, path)
+    write_figure(figure, path)
 
 
 def draw_ranges(
-    reports: Sequence[Report], path: str | os.PathLike, titles: Sequence[str] = ()
+    reports: Sequence[LayerReport], path: str | os.PathLike, titles: Sequence[str] = ()
 ) -> None:
     """Each output channel's largest magnitude in standard deviations, networks side by side."""
     names = [layer.name for layer in reports[0].found.layers]
@@ -101,14 +101,9 @@ def draw_ranges(
         'over its standard deviation; diamond: median channel',
         fontsize=9,
     )
-    _save(figure, path)
+    write_figure(figure, path)
 
 
 def _grid(axes: Axes) -> None:
     axes.grid(color='#dddddd', linewidth=0.5)
     axes.set_axisbelow(True)
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format='png')

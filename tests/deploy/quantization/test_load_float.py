@@ -7,7 +7,7 @@ from torch import nn
 from mmorepa.checkpoints import load_checkpoint
 from mmorepa.checkpoints.forms import form_of
 from mmorepa.convs import verify
-from mmorepa.deploy.quantization.float_model import load_float
+from mmorepa.deploy.quantization.qat import load_float
 from mmorepa.errors import UserError
 
 
@@ -22,7 +22,9 @@ def test_a_weight_that_is_not_finite_is_named(config, checkpoint, tmp_path):
     # Finite itself, its root is not: a whole channel of the folded weight, 8 inputs of 3 x 3.
     state_dict['backbone.layer2.0.bn1.running_var'][3] = -1
     torch.save(state_dict, tmp_path / 'broken.pth')
-    with pytest.raises(UserError, match=r'layer2.0.conv1.weight has 72 numbers .* not finite'):
+    with pytest.raises(
+        UserError, match=r'deploy form .* not finite, .*layer2.0.conv1 \(weight, 72 of'
+    ):
         load_float(config(), tmp_path / 'broken.pth')
 
 
@@ -39,8 +41,12 @@ def script(path):
     'name, write, message',
     [
         ('int8.pth', quantized_state_dict, 'int8 already, conv.weight has torch.int8'),
-        ('int8.pt', script, 'is an exported or int8 model'),
-        ('int8.onnx', lambda path: path.write_bytes(b''), 'is an exported or int8 model'),
+        ('int8.pt', script, 'an exported or int8 model; give the checkpoint'),
+        (
+            'int8.onnx',
+            lambda path: path.write_bytes(b''),
+            'an exported or int8 model; give the checkpoint',
+        ),
         ('missing.pth', lambda path: None, 'no checkpoint at'),
     ],
     ids=lambda value: value if isinstance(value, str) and value[-1] != 'l' else '',

@@ -1,0 +1,31 @@
+"""The images of a data loader, as the network takes them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmorepa.engine.data import build_loader, image_batches
+from mmorepa.errors import UserError
+
+#: A preprocessor that does nothing.
+MODEL = SimpleNamespace(data_preprocessor=lambda data, training: data)
+
+
+@pytest.mark.parametrize(
+    'count, sizes',
+    [(1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (100, [4, 4, 2]), (None, [4, 4, 2])],
+)
+def test_as_many_images_as_asked_for(count, sizes):
+    loader = [dict(inputs=torch.full((n, 3, 2, 2), n, dtype=torch.uint8)) for n in (4, 4, 2)]
+    batches = list(image_batches(loader, MODEL, *([] if count is None else [count])))
+    assert [len(batch) for batch in batches] == sizes
+    assert all(batch.dtype == torch.float32 for batch in batches)
+
+
+def test_what_a_config_lacks(tmp_path):
+    (tmp_path / 'some.py').write_text('test_dataloader = None')
+    cfg = Config.fromfile(tmp_path / 'some.py')
+    with pytest.raises(UserError, match='some.py has no test_dataloader: wanted one'):
+        build_loader(cfg, 'test_dataloader', num_workers=0)

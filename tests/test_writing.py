@@ -1,0 +1,62 @@
+"""Files are written whole or not at all, and over nothing unasked."""
+
+import json
+import math
+import os
+
+import pytest
+
+from mmorepa.errors import UserError
+from mmorepa.writing import check_out, write_json, written_whole
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / 'a.pth'
+    path.write_text('old')
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as temporary:
+        temporary.write_text('new')
+        raise KeyboardInterrupt
+    assert path.read_text() == 'old'
+    assert os.listdir(tmp_path) == ['a.pth']
+
+
+def test_permissions_are_those_of_a_new_file(tmp_path):
+    with written_whole(tmp_path / 'a') as temporary:
+        temporary.write_text('x')
+    (tmp_path / 'b').write_text('x')
+    assert (tmp_path / 'a').stat().st_mode == (tmp_path / 'b').stat().st_mode
+
+
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('new.onnx', None),
+        ('new.pt', 'new.pt is no name for a graph: wanted the ending .onnx'),
+        ('input.onnx', 'input.onnx is what is to be exported: choose another name'),
+        ('link.onnx', 'link.onnx is what is to be exported: choose another name'),
+        ('there.onnx', 'there.onnx exists already: choose another name or pass --force'),
+    ],
+)
+@pytest.mark.parametrize('force', [False, True])
+def test_what_a_file_may_be_called(name, message, force, tmp_path):
+    for existing in ('input.onnx', 'there.onnx'):
+        (tmp_path / existing).touch()
+    (tmp_path / 'link.onnx').symlink_to(tmp_path / 'input.onnx')
+    inputs = [str(tmp_path / 'input.onnx'), None]
+
+    def check():
+        return check_out(tmp_path / name, inputs, force, '.onnx', 'a graph', 'exported')
+
+    if message is None or (force and name == 'there.onnx'):
+        assert check() == tmp_path / name
+        return
+    with pytest.raises(UserError, match=message) as raised:
+        check()
+    assert '\n' not in str(raised.value)
+
+
+def test_numbers_that_do_not_exist_are_null(tmp_path):
+    content = dict(a=[1.5, math.nan], b=dict(c=(math.inf, 2)), d=None, e='text', f=True)
+    write_json(content, tmp_path / 'sub' / 'a.json')
+    found = json.loads((tmp_path / 'sub' / 'a.json').read_text())
+    assert found == dict(a=[1.5, None], b=dict(c=[None, 2]), d=None, e='text', f=True)
