@@ -25,7 +25,7 @@ BLOCKS = {
     'orepa-repvgg-a0': dict(reparam=SQUEEZED),
 }
 #: What the names of a set's configs end in.
-SETS = {'digits': '_1xb64-10e_digits', 'fashion': '-w0.5_1xb128-8e_fashion'}
+SETS = {'digits': '_1xb64-10e_digits', 'fashion': '-w0.25_1xb128-8e_fashion'}
 
 
 def load(folder, name, **options):
@@ -80,7 +80,7 @@ def test_the_schedule_ends_with_the_training(folder):
 
 def test_more_epochs_are_the_only_difference_of_equal_time():
     eight = load('fashion', 'resnet18')
-    path = ROOT / 'configs/fashion/resnet18-w0.5_1xb128-12e_fashion.py'
+    path = ROOT / 'configs/fashion/resnet18-w0.25_1xb128-17e_fashion.py'
     twelve = load_config(path, 'work')
     for cfg in (eight, twelve):
         for key in ('param_scheduler', 'train_cfg'):

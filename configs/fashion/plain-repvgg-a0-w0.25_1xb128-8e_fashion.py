@@ -1,4 +1,4 @@
-_base_ = ['./resnet18-w0.5_1xb128-8e_fashion.py']
+_base_ = ['./resnet18-w0.25_1xb128-8e_fashion.py']
 
 # A plain convolution a block; PyTorch's own initial values, as in the ImageNet configs.
 model = dict(
@@ -6,9 +6,9 @@ model = dict(
         _delete_=True,
         type='OREPARepVGG',
         arch='A0',
-        base_channels=32,
+        base_channels=16,
         reparam=None,
         init_cfg=None,
     ),
-    head=dict(in_channels=640),
+    head=dict(in_channels=320),
 )

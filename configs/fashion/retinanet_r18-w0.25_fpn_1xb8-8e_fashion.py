@@ -5,23 +5,23 @@ _base_ = [
     '../_base_/mmdet_runtime.py',
 ]
 
-# Half as wide, as it was pretrained; a narrow neck and head, for a CPU. Anchors half as large
+# A quarter as wide, as it was pretrained; a narrow neck and head, for a CPU. Anchors half as large
 # as usual: the smallest clothes are 20 pixels wide.
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(
         depth=18,
-        base_channels=32,
-        stem_channels=32,
+        base_channels=16,
+        stem_channels=16,
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/resnet18-w0.5_1xb128-8e_fashion/epoch_8.pth',
+            checkpoint='work_dirs/resnet18-w0.25_1xb128-8e_fashion/epoch_8.pth',
             prefix='backbone.',
         ),
     ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=64),
     bbox_head=dict(
         num_classes=10,
         in_channels=64,

@@ -1,3 +1,0 @@
-_base_ = ['./plain-repvgg-a0-w0.5_1xb128-8e_fashion.py']
-
-model = dict(backbone=dict(reparam='RepVGG'))
