@@ -6,8 +6,12 @@ data_preprocessor = dict(
     std=[90.02, 90.02, 90.02],
 )
 
+# No worker: sending 128 labels from one process to another takes longer than loading the scans.
 loader = dict(
-    batch_size=128, num_workers=1, persistent_workers=True, collate_fn=dict(type='default_collate')
+    batch_size=128,
+    num_workers=0,
+    persistent_workers=False,
+    collate_fn=dict(type='default_collate'),
 )
 dataset = dict(type='FashionMNIST', data_root='data/fashion/mnist/full', download=False)
 
