@@ -26,7 +26,7 @@ EPOCH, ITERATION, SAMPLE = range(3)
 
 
 def seed_everything(seed: int, *place: int) -> None:
-    """Seed Python, NumPy and torch for a position in a training.
+    """Seed Python, NumPy and torch, on CPU and CUDA, for a position in a training.
 
     Args:
         seed (int): The training's seed.
@@ -36,7 +36,11 @@ def seed_everything(seed: int, *place: int) -> None:
     number = int(words[:2].view(np.uint64)[0])
     random.seed(number)
     np.random.seed(words)
-    torch.manual_seed(number)
+    # torch.manual_seed keeps a call, with its traceback, for each kind of device that is not in use:
+    # more time than a small image takes to load, and memory for each sample.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
 
 
 @HOOKS.register_module()

@@ -143,3 +143,16 @@ def test_in_a_config(given, expected):
     for _ in range(2):  # doing it twice changes nothing
         seed_samples(cfg)
         assert cfg.train_dataloader == dict(batch_size=2, batch_sampler=expected)
+
+
+def test_seeding_draws_what_manual_seed_draws():
+    seed_everything(3, 1)
+    ours = torch.rand(4)
+    torch.manual_seed(torch.initial_seed())
+    assert torch.equal(torch.rand(4), ours)
+
+
+def test_seeding_leaves_nothing_behind_for_devices_that_are_not_in_use():
+    queued = len(torch.cuda._queued_calls)
+    seed_everything(3, 1)
+    assert len(torch.cuda._queued_calls) == queued
