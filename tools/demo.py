@@ -2,7 +2,8 @@
 """Train OREPA networks on scanned digits, convert them, and compare both forms.
 
 ``make demo`` pretrains ResNet-18; ``make demo-finetune`` goes on with RetinaNet and PSPNet.
-Every step is a command of this repository or of mim, printed before it runs.
+Every step is a command of this repository or of mim, printed before it runs. What it prints itself
+goes to a log file.
 """
 
 import argparse
@@ -15,11 +16,15 @@ import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+
 from mmorepa import cli
 
 TOOLS = Path(os.path.relpath(Path(__file__).parent))
 CONFIGS = TOOLS.parent / 'configs' / 'digits'
 WORK_DIR = Path('work_dirs/demo')
+CONSOLE = Console(highlight=False, soft_wrap=True)
 
 #: Library, config and data set of each experiment.
 EXPERIMENTS = dict(
@@ -62,29 +67,24 @@ def demonstrate(experiment: str, options: list[str]) -> None:
     if experiment != 'pretrain':
         checkpoint = last_checkpoint(WORK_DIR / 'pretrain')
         options = [f'model.backbone.init_cfg.checkpoint={checkpoint}', *options]
+    log = WORK_DIR / f'{experiment}.log'
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    CONSOLE.print(f'{experiment}: what the commands print goes to {log}', style='bold')
 
-    title(f'{experiment}: real images that need no download')
-    run('python', TOOLS / 'dataset_converters/digits.py', 'data/digits', '--formats', data)
+    run(log, 'python', TOOLS / 'dataset_converters/digits.py', 'data/digits', '--formats', data)
 
-    title(f'{experiment}: train')
     command = ['mim', 'train', library, CONFIGS / name, '--gpus', 0, '--work-dir', work_dir]
     if options:
         command += ['--cfg-options', *options]
-    seconds = run(*command)
+    seconds = run(log, *command)
     trained = (work_dir / name, last_checkpoint(work_dir))  # training leaves its config there
 
-    title(f'{experiment}: evaluate the training form')
     out = ['--work-dir', work_dir, '--out']
-    run('python', TOOLS / 'test.py', *trained, *out, work_dir / 'training.json')
-
-    title(f'{experiment}: convert')
+    run(log, 'python', TOOLS / 'test.py', *trained, *out, work_dir / 'training.json')
     deploy = (work_dir / 'deploy.py', work_dir / 'deploy.pth')
-    run('python', TOOLS / 'convert.py', *trained, deploy[1], '--force')
-
-    title(f'{experiment}: evaluate the deploy form')
-    run('python', TOOLS / 'test.py', *deploy, *out, work_dir / 'deploy.json')
-
-    title(f'{experiment}: summary')
+    run(log, 'python', TOOLS / 'convert.py', *trained, deploy[1], '--force')
+    run(log, 'python', TOOLS / 'test.py', *deploy, *out, work_dir / 'deploy.json')
     report(work_dir, dict(training=trained, deploy=deploy), seconds)
 
 
@@ -96,19 +96,38 @@ def last_checkpoint(work_dir: Path) -> str:
     return os.path.relpath(note.read_text().strip())
 
 
-def title(text: str) -> None:
-    """Print a heading."""
-    print(f'\n\033[1m== {text}\033[0m' if sys.stdout.isatty() else f'\n== {text}', flush=True)
+def run(log: Path, program: str, *arguments) -> float:
+    """Print and run a command. The demo ends if the command fails.
 
+    Args:
+        log (Path): The file that what the command prints is appended to.
+        program (str): A program of this environment.
+        arguments: Its arguments.
 
-def run(program: str, *arguments) -> float:
-    """Print and run a command; the seconds it took. Ends the demo if the command fails."""
-    arguments = [str(argument) for argument in arguments]
-    print('$', shlex.join([program, *arguments]), flush=True)
+    Returns:
+        float: The seconds that it took.
+    """
+    words = [program, *map(str, arguments)]
+    CONSOLE.print('$', shlex.join(words), markup=False)
     start = time.perf_counter()
-    code = subprocess.run([Path(sys.executable).parent / program, *arguments]).returncode
-    if code:
-        sys.exit(f'error: this step ended with exit code {code}; what it printed says why')
+    with (
+        log.open('a', encoding='utf-8') as file,
+        CONSOLE.status('') as status,
+        subprocess.Popen(
+            [Path(sys.executable).parent / program, *words[1:]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        ) as process,
+    ):
+        print('$', shlex.join(words), file=file)
+        for line in process.stdout:
+            file.write(line)
+            status.update(escape(line.strip()[: CONSOLE.width - 4]))
+    if process.returncode:
+        last = '\n'.join(log.read_text(encoding='utf-8').splitlines()[-20:])
+        sys.exit(f'{last}\nerror: this step ended with exit code {process.returncode}; see {log}')
     return time.perf_counter() - start
 
 
@@ -121,7 +140,6 @@ def report(work_dir: Path, forms: dict[str, tuple], seconds: float) -> None:
         seconds (float): What training took.
     """
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from mmorepa import verify
@@ -148,9 +166,12 @@ def report(work_dir: Path, forms: dict[str, tuple], seconds: float) -> None:
     times = interleaved_seconds(models, images_timed)
     times = [f'{median:.3f} ({low:.3f} to {high:.3f})' for low, median, high in times]
     table.add_row(f'seconds for {len(images_timed)} images', *times)
-    Console().print(table)
+    CONSOLE.print(table)
     print(f'raw outputs for {len(images)} validation images: {agreement}')
-    print(f'training took {seconds / 60:.1f} minutes, start-up included')
+    print(
+        f'training took {seconds / 60:.1f} minutes, start-up included: one run with seed '
+        f'{cfg.randomness.seed}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+    )
     print(f'results are in {work_dir}')
     if not agreement.within():
         sys.exit('error: the deploy form does not agree with the training form')

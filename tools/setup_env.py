@@ -169,7 +169,9 @@ class Environment:
 
     def install(self, title, *what, may_fail=False):
         """Install these and nothing that they need, which a lock has, too; give success."""
-        uv = [self.folder / 'bin' / 'uv', 'pip', 'install', '--no-deps', '--python', self.python]
+        # pip compiles to bytecode unasked. Where nothing may write it later, each process would.
+        uv = [self.folder / 'bin' / 'uv', 'pip', 'install', '--no-deps', '--compile-bytecode']
+        uv += ['--python', self.python]
         if uv[0].exists() and self.run(title, uv + list(what), may_fail=True):
             return True
         return self.run(title + ' by pip', self.pip('install', *what), may_fail=may_fail)
@@ -231,9 +233,6 @@ class Environment:
         if self.stack != 'compiled':
             command = [self.python, '-m', 'mmorepa.ops', 'install']
             self.run('putting its operators into mmcv', command)
-        # Python compiles them now, and says here what it thinks of their regular expressions.
-        code = 'import mmpretrain.apis, mmpretrain.evaluation, mmdet.apis, mmseg.apis'
-        self.run('importing OpenMMLab once', [self.python, '-c', code])
         parts = ['core', 'pretrain', 'det', 'seg', 'configs', 'mim', 'export']
         self.run('checking', [self.python, ROOT / 'tools' / 'check_env.py'] + parts)
 
