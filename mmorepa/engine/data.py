@@ -19,7 +19,9 @@ USES = dict(train='training', val='validation', test='test')
 
 
 def build_loader(cfg: Config, name: str, loader: ConfigDict | None = None, **fields) -> DataLoader:
-    """A data loader of a config, in the order that its seed gives; its scope becomes the default.
+    """A data loader of a config, for the CPU, in the order that its seed gives.
+
+    The scope of the config becomes the default.
 
     Args:
         cfg (Config): Of any OpenMMLab library.
@@ -34,6 +36,7 @@ def build_loader(cfg: Config, name: str, loader: ConfigDict | None = None, **fie
     if loader is None:
         raise UserError(f'{Path(cfg.filename).name} has no {name}: wanted one')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
+    fields = {'pin_memory': False, **fields}
     try:
         return Runner.build_dataloader(ConfigDict(loader, **fields), seed=seed_of(cfg))
     except FileNotFoundError as error:

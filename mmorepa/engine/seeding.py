@@ -36,8 +36,8 @@ def seed_everything(seed: int, *place: int) -> None:
     number = int(words[:2].view(np.uint64)[0])
     random.seed(number)
     np.random.seed(words)
-    # torch.manual_seed keeps a call, with its traceback, for each kind of device that is not in use:
-    # more time than a small image takes to load, and memory for each sample.
+    # torch.manual_seed keeps a call, with its traceback, for each kind of device not in use: that
+    # takes more time than a small image takes to load, and memory for each sample.
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)

@@ -19,6 +19,7 @@ BLOCKS = [
     'OREPA',
     dict(type='OREPA', mode='squeezed'),
     dict(type='OREPA', mode='offline'),
+    dict(type='OREPA', keep_scales=True),
     'TweakedOREPA',
     'DBB',
     dict(type='DBB', branch_norm=False),
@@ -176,3 +177,23 @@ def test_torchvisions_resnet(block):
     model.load_state_dict(plain.state_dict())
     x = torch.randn(1, 3, 64, 64)
     assert relative(model(x), plain(x)) < FLOAT32
+
+
+def scales(model):
+    return {name: p for name, p in model.state_dict().items() if name.endswith('.scale')}
+
+
+@pytest.mark.parametrize('keep', [False, True], ids=['original alone', 'scales kept'])
+def test_how_branches_start(keep):
+    model = reparameterize(nn.Sequential(nn.Conv2d(8, 8, 3)), dict(type='OREPA', keep_scales=keep))
+    fresh = {name: scale.clone() for name, scale in scales(model).items()}
+    model.load_state_dict(nn.Sequential(nn.Conv2d(8, 8, 3)).state_dict())
+    for name, scale in scales(model).items():
+        alone = 1.0 if '.original.' in name else 0.0
+        assert torch.equal(scale, fresh[name] if keep else torch.full_like(scale, alone))
+
+
+def test_a_scale_of_zero_cannot_be_kept():
+    block = OREPAConv2d(8, 8, 3, branches=dict(original=0.0, pointwise=1.0), keep_scales=True)
+    with pytest.raises(UserError, match="wants a branch 'original' that does not start at scale 0"):
+        block.load_state_dict(nn.Conv2d(8, 8, 3).state_dict())

@@ -38,6 +38,7 @@ class BranchSum(nn.Module):
         branches (Sequence[str] | Mapping[str, float | None], optional): See
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
+        keep_scales (bool): See :class:`OREPAConv2d`.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class BranchSum(nn.Module):
         groups: int,
         branches: Branches = None,
         slope: float | None = None,
+        keep_scales: bool = False,
     ):
         super().__init__()
         self.kernel_size = kernel_size
+        self.keep_scales = keep_scales
         if slope is None:
             slope = 1.0 if kernel_size == 1 else 0.0
         for name, scale in choose_branches(kernel_size, branches).items():
@@ -71,24 +74,33 @@ class BranchSum(nn.Module):
     def imitate(self, kernel: Tensor) -> None:
         """Set the parameters so that :meth:`forward` gives ``kernel``, (O, I/g, k, k).
 
-        The ``original`` branch gets this kernel and scale one, and the others get scale zero. A
-        branch without a scaling layer keeps its values, and its kernel is subtracted from that of
-        the ``original`` branch.
+        The ``original`` branch gets this kernel and scale one, and the others get scale zero. With
+        ``keep_scales``, and where there is no scaling layer, a branch keeps its values, and the
+        ``original`` branch makes up the difference.
 
         Raises:
-            UserError: If there is no original branch.
+            UserError: If there is no original branch, or its scale is to be kept and is zero.
         """
         if 'original' not in self._modules:
             raise UserError(
                 "keep_function wants the branch 'original', here there are only "
                 f'{", ".join(self._modules)}'
             )
-        for name, branch in self.named_children():
-            if branch.scale is not None:
-                branch.scale.fill_(1.0 if name == 'original' else 0.0)
-            elif name != 'original':
-                kernel = kernel - branch()
-        self.original.weight.copy_(as_rows(kernel))
+        original = self.original
+        if not self.keep_scales:
+            for branch in self.children():
+                if branch.scale is not None:
+                    branch.scale.fill_(1.0 if branch is original else 0.0)
+        elif original.scale is not None and not original.scale.all():
+            raise UserError(
+                "keep_scales=True wants a branch 'original' that does not start at scale 0"
+            )
+        # Without the part of the original branch.
+        rest = self() - original()
+        rows = as_rows(kernel - rest)
+        original.weight.copy_(
+            rows if original.scale is None else rows / original.scale[:, None, None]
+        )
 
     def run(self, x: Tensor, stride, padding, dilation, flip: bool = False) -> Tensor:
         """Run the block over a feature map, branch by branch.
@@ -125,6 +137,7 @@ class DeepLinearStem(nn.Sequential):
         branches (Sequence[str] | Mapping[str, float | None], optional): See
             :class:`OREPAConv2d`.
         slope (float, optional): See :class:`OREPAConv2d`.
+        keep_scales (bool): See :class:`OREPAConv2d`.
     """
 
     def __init__(
@@ -135,6 +148,7 @@ class DeepLinearStem(nn.Sequential):
         groups: int,
         branches: Branches = None,
         slope: float | None = None,
+        keep_scales: bool = False,
     ):
         self.groups = groups
         depth = (kernel_size - 1) // 2
@@ -148,6 +162,7 @@ class DeepLinearStem(nn.Sequential):
                     groups,
                     branches,
                     slope,
+                    keep_scales,
                 )
                 for i in range(depth)
             ]
@@ -211,6 +226,10 @@ class OREPAConv2d(GeneratedConv2d):
             leaves out its scaling layer. Defaults to all branches with the paper's initial scales.
         slope (float, optional): ``a`` of the ``kaiming_uniform_`` that the parameters start with.
             Defaults to 1 for the 1x1 block and 0 for the others, as in the release.
+        keep_scales (bool): How the block starts from a plain convolution's weight. False gives it
+            to the ``original`` branch, and the others start at scale zero. True keeps the initial
+            scales and values of the others, and the ``original`` branch gets the difference.
+            Defaults to False.
         mode (str): ``'online'`` squeezes the branches into one kernel before each convolution, with
             a graph. It is right under any training loop. ``'squeezed'`` makes the kernel a leaf of
             the graph, so that the plain network runs, and updates the branches in the optimizer's
@@ -233,13 +252,20 @@ class OREPAConv2d(GeneratedConv2d):
         'Conv2d'
     """
 
-    options = ('branches', 'slope', 'mode')
+    options = ('branches', 'slope', 'keep_scales', 'mode')
     modes = ('online', 'squeezed', 'offline')
 
-    def add_kernel(self, branches: Branches = None, slope: float | None = None) -> None:
+    def add_kernel(
+        self,
+        branches: Branches = None,
+        slope: float | None = None,
+        keep_scales: bool = False,
+    ) -> None:
         size = self.kernel_size[0]
         shape = DeepLinearStem if size >= 7 else BranchSum
-        self.kernel = shape(self.in_channels, self.out_channels, size, self.groups, branches, slope)
+        self.kernel = shape(
+            self.in_channels, self.out_channels, size, self.groups, branches, slope, keep_scales
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, I, H, W) to (N, O, H', W')."""
