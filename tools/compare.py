@@ -17,7 +17,13 @@ def parse_args() -> argparse.Namespace:
         'writes table.md, table.json and figure.png. Finished runs are kept: called again, the '
         'command goes on where it stopped, and it exits with 1 while a run fails.'
     )
-    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='the config files')
+    parser.add_argument(
+        'configs',
+        nargs='+',
+        metavar='CONFIG',
+        help='the config files; NAME=FILE gives one another name, so that it can be compared with '
+        'itself under other --cfg-options-for',
+    )
     parser.add_argument(
         '--seeds', nargs='+', type=seed, default=[0, 1, 2], metavar='N', help='(default: 0 1 2)'
     )
@@ -137,7 +143,7 @@ def main() -> int:
         outcome.records,
         [f'{job.name} seed {job.seed}: {reason}' for job, reason in failures],
         args.metric,
-        Path(args.against).stem if args.against else None,
+        study.named(args.against)[0] if args.against else None,
         choices,
     )
     print(summary.to_markdown(report), end='')

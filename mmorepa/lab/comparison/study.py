@@ -60,7 +60,8 @@ def plan(
     So what changes on the machine over the hours meets all configs alike.
 
     Args:
-        configs (Sequence[str | os.PathLike]): The config files.
+        configs (Sequence[str | os.PathLike]): The config files. ``NAME=FILE`` gives one another
+            name than its file's, so that one file can take part several times.
         seeds (Iterable[int]): What to begin with; one that is named twice counts once.
         out (str | os.PathLike): Folder that gets a folder for each run, ``<config>/seed<seed>``.
         cfg_options (Mapping, optional): Fields of all configs to change, dotted keys.
@@ -75,15 +76,16 @@ def plan(
         UserError: If a config does not exist, two have one name, or a pattern matches none.
     """
     paths = {}
-    for path in map(Path, configs):
+    for config in map(str, configs):
+        name, path = named(config)
         if not path.is_file():
             raise UserError(f'no config at {path}: check the path')
-        if path.stem in paths:
+        if name in paths:
             raise UserError(
-                f'{paths[path.stem]} and {path} are both called {path.stem}: copy one of them '
-                'under another name'
+                f'{paths[name]} and {path} are both called {name}: give one of them another name, '
+                f'OTHER={path}'
             )
-        paths[path.stem] = path
+        paths[name] = path
     for pattern, _ in options_for:
         if not any(fnmatchcase(name, pattern) for name in paths):
             raise UserError(f'no config is called {pattern!r}: choose from {", ".join(paths)}')
@@ -108,6 +110,14 @@ def plan(
         for seed in dict.fromkeys(seeds)
         for job in jobs
     ]
+
+
+def named(config: str) -> tuple[str, Path]:
+    """The name and the file of a config that is given as ``FILE`` or ``NAME=FILE``."""
+    name, equals, file = config.partition('=')
+    if equals and name and '/' not in name and not Path(config).is_file():
+        return name, Path(file)
+    return Path(config).stem, Path(config)
 
 
 def digest(path: Path, cfg_options: Mapping, deterministic: bool) -> str:

@@ -237,6 +237,15 @@ class TestPlan:
         assert jobs[0].cfg_options == {'model.width': 3, 'lr': 1}
         assert jobs[1].cfg_options == {'model.width': 4, 'lr': 1, 'model.depth': 5}
 
+    def test_one_file_under_two_names(self, configs, tmp_path):
+        options_for = [('wide', {'model.width': 4})]
+        given = [configs[0], f'wide={configs[0]}']
+        one, wide = compare.plan(given, [0], tmp_path, options_for=options_for)
+        assert (one.name, wide.name) == ('one', 'wide')
+        assert one.config == wide.config
+        assert one.folder != wide.folder
+        assert one.settings != wide.settings
+
     @pytest.mark.parametrize(
         'change, same',
         [
@@ -264,7 +273,7 @@ class TestPlan:
         'names, options_for, message',
         [
             (['one.py', 'three.py'], [], r'no config at .*three\.py: check the path'),
-            (['one.py', 'one.py'], [], 'are both called one: copy one of them'),
+            (['one.py', 'one.py'], [], r'are both called one: .* another name, OTHER=.*one\.py'),
             (['one.py', 'two.py'], [('t*e', {})], "no config is called 't[*]e': choose from one"),
         ],
     )
