@@ -51,8 +51,15 @@ def parse_args() -> argparse.Namespace:
         type=float,
         default=[],
         metavar='LR',
-        help='learning rates to try for each config, with seed 0; the best is what it is compared '
-        'at',
+        help='learning rates to try for each config; the best is what it is compared at',
+    )
+    parser.add_argument(
+        '--rates-seeds',
+        nargs='+',
+        type=seed,
+        default=[0],
+        metavar='N',
+        help='seeds to try each rate with; the mean counts (default: 0)',
     )
     parser.add_argument(
         '--rates-options',
@@ -119,6 +126,7 @@ def main() -> int:
         jobs = rates.plan_search(
             args.configs,
             args.rates,
+            dict.fromkeys(args.rates_seeds),
             args.out,
             args.cfg_options,
             options_for,

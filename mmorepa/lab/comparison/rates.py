@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from .measured_run import Job
 from .records import metric_of
@@ -13,8 +14,6 @@ from .study import plan
 
 #: The field that is searched.
 RATE = 'optim_wrapper.optimizer.lr'
-#: All rates of all configs are tried with this one.
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Choice:
 
     Attributes:
         config (str): Its name.
-        values (dict[float, float]): The metric of each rate, lowest rate first.
+        values (dict[float, float]): The metric of each rate, the mean over the seeds of the search,
+            lowest rate first.
     """
 
     config: str
@@ -45,16 +45,18 @@ class Choice:
 def plan_search(
     configs: Sequence[str | os.PathLike],
     rates: Iterable[float],
+    seeds: Sequence[int],
     out: str | os.PathLike,
     cfg_options: Mapping | None = None,
     options_for: Sequence[tuple[str, Mapping]] = (),
     search_options: Mapping | None = None,
     deterministic: bool = False,
 ) -> list[Job]:
-    """The runs of a search: each config with each rate, all with one seed.
+    """The runs of a search: each config with each rate and each seed.
 
     Args:
         rates (Iterable[float]): The learning rates.
+        seeds (Sequence[int]): The same for all rates of all configs.
         search_options (Mapping, optional): Fields that are changed for the search alone, dotted
             keys: above all the data, so that nothing is chosen on the test set.
         configs, out, cfg_options, options_for, deterministic: As for
@@ -69,9 +71,9 @@ def plan_search(
     jobs = []
     for rate in sorted(set(rates)):
         options = [*options_for, ('*', {**(search_options or {}), RATE: rate})]
-        for job in plan(configs, [SEED], out, cfg_options, options, deterministic):
+        for job in plan(configs, seeds, out, cfg_options, options, deterministic):
             name = f'{job.name}/lr{rate:g}'
-            jobs.append(replace(job, name=name, folder=str(Path(out, name, f'seed{SEED}'))))
+            jobs.append(replace(job, name=name, folder=str(Path(out, name, f'seed{job.seed}'))))
     return jobs
 
 
@@ -94,5 +96,12 @@ def choose(records: Sequence[dict], metric: str | None = None) -> list[Choice]:
     values = {}
     for record in records:
         config, _, rate = record['config'].rpartition('/lr')
-        values.setdefault(config, {})[float(rate)] = record['metrics'][metric]
-    return [Choice(config, dict(sorted(found.items()))) for config, found in values.items()]
+        found = values.setdefault(config, {}).setdefault(float(rate), [])
+        found.append(record['metrics'][metric])
+    choices = []
+    for config, found in values.items():
+        seeds = max(map(len, found.values()))
+        # A rate at which a run failed is no choice.
+        whole = {rate: fmean(runs) for rate, runs in sorted(found.items()) if len(runs) == seeds}
+        choices.append(Choice(config, whole))
+    return choices

@@ -15,13 +15,14 @@ def test_every_config_is_tried_with_every_rate(tmp_path):
     for path in paths:
         path.write_text('lr = 1\n')
     jobs = plan_search(
-        paths, [0.1, 0.05, 0.1], tmp_path, {RATE: 7, 'a': 1}, [('two', {'b': 1})], {'a': 2}
+        paths, [0.1, 0.05, 0.1], [0, 3], tmp_path, {RATE: 7, 'a': 1}, [('two', {'b': 1})], {'a': 2}
     )
     assert [(job.name, job.seed) for job in jobs] == [
-        ('one/lr0.05', 0), ('two/lr0.05', 0), ('one/lr0.1', 0), ('two/lr0.1', 0),
+        ('one/lr0.05', 0), ('two/lr0.05', 0), ('one/lr0.05', 3), ('two/lr0.05', 3),
+        ('one/lr0.1', 0), ('two/lr0.1', 0), ('one/lr0.1', 3), ('two/lr0.1', 3),
     ]  # fmt: skip
-    assert jobs[3].cfg_options == {RATE: 0.1, 'a': 2, 'b': 1}
-    assert jobs[3].folder == str(tmp_path / 'two' / 'lr0.1' / 'seed0')
+    assert jobs[7].cfg_options == {RATE: 0.1, 'a': 2, 'b': 1}
+    assert jobs[7].folder == str(tmp_path / 'two' / 'lr0.1' / 'seed3')
     assert len({job.settings for job in jobs}) == 4
 
 
@@ -45,6 +46,11 @@ def test_each_config_chooses_for_itself():
     assert choose(records) == [Choice('a', {0.1: 2, 0.4: 1}), Choice('b', {0.1: 2, 0.4: 3})]
     assert [choice.rate for choice in choose(records, 'top5')] == [0.4, 0.1]
     assert [list(choice.values) for choice in choose(records)] == [[0.1, 0.4]] * 2
+
+
+def test_the_mean_of_the_seeds_chooses_and_a_failed_run_rules_out():
+    runs = (('a', 0.1, 1), ('a', 0.1, 6), ('a', 0.2, 4), ('a', 0.2, 4), ('a', 0.4, 9))
+    assert choose([record(*run) for run in runs]) == [Choice('a', {0.1: 3.5, 0.2: 4})]
 
 
 def test_refuses_a_metric_that_is_not_there():
