@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Mapping
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from ..convs import ReparamConv2d, switch_to_deploy
 from ..convs.blocks.table import BLOCKS
-from ..convs.convert.reparameterize import substitute
+from ..convs.convert.reparameterize import PassedOver, matcher, substitute
 from ..convs.generated import holding_weights
 from ..errors import UserError
 from .pretrained import load_pretrained
@@ -28,8 +27,8 @@ class ReparamMixin:
         args: Arguments of the other base.
         reparam (str | dict, optional): A name of :data:`mmorepa.convs.blocks.table.BLOCKS`, or a
             dict with it under ``type`` and the block's options beside it, or None for the plain
-            network. In a dict ``where`` is a regular expression: a convolution is replaced if its
-            name contains a match. Defaults to ``'OREPA'``.
+            network. In a dict ``where`` says which convolutions to replace, as for
+            :func:`mmorepa.reparameterize`. Defaults to ``'OREPA'``.
         deploy (bool): Build the deploy form, one convolution with bias for each block, to load a
             converted checkpoint. Defaults to False.
         kwargs: Keyword arguments of the other base.
@@ -58,7 +57,7 @@ class ReparamMixin:
 
     def _reparameterize(self, reparam: str | dict) -> None:
         options = dict(reparam) if isinstance(reparam, Mapping) else dict(type=str(reparam))
-        where = options.pop('where', '')
+        matches = matcher(options.pop('where', None))
         options = self.block_options(options)
         if options.get('type') not in BLOCKS:
             raise UserError(
@@ -67,13 +66,14 @@ class ReparamMixin:
             )
 
         def is_chosen(name: str, conv: nn.Conv2d) -> bool:
-            return self.is_reparameterized(name) and re.search(where, name) is not None
+            return self.is_reparameterized(name) and matches(name, conv)
 
-        if not substitute(self, options, is_chosen):
+        passed = PassedOver()
+        if not substitute(self, options, is_chosen, passed=passed):
             raise UserError(
                 f'{type(self).__name__}: reparam={reparam!r} found no plain convolution to '
                 f'replace; leave conv_cfg at None instead of {self.conv_cfg}, use BatchNorms, and '
-                "let 'where' name some"
+                f"let 'where' name some{passed.in_words()}"
             )
 
     def init_weights(self) -> None:

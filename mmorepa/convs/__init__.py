@@ -6,6 +6,7 @@ from .blocks.expandnet import ExpandConv2d
 from .blocks.mobileone import MobileOneConv2d
 from .blocks.repvgg import OREPARepVGGConv2d, RepVGGConv2d
 from .blocks.tweaked import TweakedOREPAConv2d
+from .check_optimizer import check_optimizer
 from .convert.reparameterize import reparameterize
 from .convert.squeezing import Agreement, squeeze, switch_to_deploy, verify
 from .orepa.block import OREPAConv2d
@@ -24,6 +25,7 @@ __all__ = [
     'ReparamConv2d',
     'SqueezedTraining',
     'TweakedOREPAConv2d',
+    'check_optimizer',
     'reparameterize',
     'squeeze',
     'switch_to_deploy',

@@ -295,10 +295,15 @@ class ReparamConv2d(nn.Conv2d):
         return self.groups == self.in_channels == self.out_channels
 
     @classmethod
-    def accepts(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options) -> bool:
-        """Whether a block can replace ``conv``. The arguments are those of :meth:`from_conv`."""
+    def misfit(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options) -> str:
+        """What about ``conv`` keeps a block from replacing it; empty if nothing does.
+
+        The arguments are those of :meth:`from_conv`.
+        """
         height, width = conv.kernel_size
-        return height == width and height in cls.sizes and conv.padding_mode == 'zeros'
+        if height != width or height not in cls.sizes:
+            return f'a kernel of {height}x{width}'
+        return '' if conv.padding_mode == 'zeros' else f'{conv.padding_mode} padding'
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options):

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError
 from .. import kernels
+from ..batch_norm import norm_alone
 from ..constants import ConstantsMixin
 from ..conv2d import conv2d
 from ..orepa.block import OREPAConv2d
@@ -89,23 +90,27 @@ class NormedConv2d(ReparamConv2d):
         raise NotImplementedError
 
     @classmethod
-    def accepts(
+    def misfit(
         cls,
         conv: nn.Conv2d,
         norm: _BatchNorm | None = None,
         branch_norm: bool = True,
         **options,
-    ) -> bool:
-        """See :meth:`mmorepa.convs.reparam.ReparamConv2d.accepts`.
+    ) -> str:
+        """See :meth:`mmorepa.convs.reparam.ReparamConv2d.misfit`.
 
         There must be a BatchNorm to take in, affine and with running statistics. If ``branch_norm``
         is False, the convolution must have no bias.
         """
-        if branch_norm:
-            fits = norm is not None and norm.affine and norm.track_running_stats
+        if not branch_norm:
+            reason = '' if conv.bias is None else 'a bias, and branch_norm=False'
+        elif norm is None:
+            reason = 'no BatchNorm right behind it'
+        elif not (norm.affine and norm.track_running_stats):
+            reason = 'a BatchNorm without weight, bias or running statistics behind it'
         else:
-            fits = conv.bias is None
-        return fits and super().accepts(conv)
+            reason = ''
+        return reason or super().misfit(conv)
 
     @classmethod
     def from_conv(
@@ -162,7 +167,7 @@ class NormedConv2d(ReparamConv2d):
             branch.norm.weight.zero_()
             branch.norm.bias.zero_()
         first.imitate(conv.weight.double())
-        first.norm.load_state_dict(norm.state_dict())
+        first.norm.load_state_dict(norm.state_dict(), strict=not norm._modules)
         if conv.bias is not None:
             first.norm.running_mean -= conv.bias
 
@@ -196,8 +201,8 @@ class NormedConv2d(ReparamConv2d):
         """
         (conv,), self._loaded = self._loaded, ()
         norm = absorbed.restored()
-        missing = [name for name in norm.state_dict() if name not in tensors]
-        missing = [name for name in missing if name != 'num_batches_tracked']
+        own = [name for name in norm.state_dict() if '.' not in name]
+        missing = [n for n in own if n not in tensors and n != 'num_batches_tracked']
         if missing:
             self.refuse_folded(f'no {prefix}{missing[0]}')
         norm.load_state_dict(tensors, strict=False)
@@ -235,7 +240,8 @@ class NormedConv2d(ReparamConv2d):
 class AbsorbedNorm(nn.Identity):
     """Replaces a BatchNorm that the block in front of it has taken in.
 
-    To a tool that folds BatchNorms by their tensors, it is a BatchNorm that changes nothing.
+    To a tool that folds BatchNorms by their tensors, it is a BatchNorm that changes nothing. What
+    the BatchNorm had inside, such as an activation, it still does.
 
     Args:
         norm (_BatchNorm): The BatchNorm that was here.
@@ -247,9 +253,17 @@ class AbsorbedNorm(nn.Identity):
     def __init__(self, norm: _BatchNorm, block: NormedConv2d):
         super().__init__()
         self.num_features = norm.num_features
-        self.make = like(norm)
-        # In a tuple, so that the block does not become a child of this module too.
+        for name, child in norm.named_children():
+            self.add_module(name, child)
+        bare = copy.deepcopy(norm)
+        bare._modules.clear()
+        # In tuples, so that they do not become children of this module.
+        self._norm = (bare,)
         self._block = (block,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the BatchNorm had inside: (N, O, H, W) to (N, O, H, W)."""
+        return reduce(lambda x, child: child(x), self.children(), x)
 
     @property
     def weight(self) -> Tensor:
@@ -267,7 +281,8 @@ class AbsorbedNorm(nn.Identity):
         block = self.block
         if isinstance(block, NormedConv2d) and block._loaded:
             names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
-            tensors = {name: state_dict.pop(f'{prefix}{name}') for name in names}
+            own = [name for name in names if '.' not in name]
+            tensors = {name: state_dict.pop(f'{prefix}{name}') for name in own}
             block.take_loaded(self, tensors, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -277,8 +292,12 @@ class AbsorbedNorm(nn.Identity):
         return self._block[0]
 
     def restored(self) -> _BatchNorm:
-        """A fresh BatchNorm of the kind that was here."""
-        return self.make(self.num_features)
+        """A fresh BatchNorm of the kind that was here, with what it had inside."""
+        norm = copy.deepcopy(self._norm[0])
+        norm.reset_parameters()
+        for name, child in self.named_children():
+            norm.add_module(name, child)
+        return norm
 
 
 class NormedBranch(nn.Module):
@@ -580,9 +599,9 @@ def fold(kernel: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, 
 
 
 def like(norm: _BatchNorm) -> MakeNorm:
-    """A function that makes fresh BatchNorms of the same kind as ``norm``."""
+    """A function that makes fresh BatchNorms of the kind of ``norm``, without its activation."""
     options = dict(eps=norm.eps, momentum=norm.momentum)
-    return partial(_make_norm, type(norm), options, norm.weight.requires_grad)
+    return partial(_make_norm, norm_alone(norm), options, norm.weight.requires_grad)
 
 
 def _make_norm(kind: type[_BatchNorm], options: dict, trainable: bool, channels: int) -> nn.Module:

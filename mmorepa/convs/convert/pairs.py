@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..batch_norm import is_batch_norm
 from ..blocks.normed import AbsorbedNorm
 from ..reparam import ReparamConv2d
 
@@ -42,7 +43,7 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
 
     A norm counts as behind a convolution if it is the next child of the same module. OpenMMLab,
     torchvision and timm hold their children in this order. Modules that are shared between several
-    places are left out, and so are norms that do more than normalise, such as timm's with an
+    places are left out, and so are norms that do more than normalise, except timm's with an
     activation inside.
     """
     parents = Counter(id(child) for module in model.modules() for child in module.children())
@@ -66,9 +67,3 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
 def is_plain(module: nn.Module) -> bool:
     """Whether ``module`` is an exact ``nn.Conv2d`` without weight norm or spectral norm."""
     return type(module) is nn.Conv2d and 'weight' in module._parameters
-
-
-def is_batch_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a BatchNorm and nothing more."""
-    forwards = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-    return isinstance(module, _BatchNorm) and type(module).forward in forwards

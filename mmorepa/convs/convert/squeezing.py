@@ -9,13 +9,15 @@ BatchNorms as well. This is the *deploy* form.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..batch_norm import rest_of
 from ..blocks.normed import AbsorbedNorm
 from ..kernels import fold_batch_norm
 from ..reparam import ReparamConv2d
@@ -23,6 +25,8 @@ from .pairs import Pair, conv_norm_pairs
 
 #: Largest relative difference in float32 that counts as equal.
 TOLERANCE = 1e-4
+#: The methods by which blocks of other packages become plain convolutions.
+OTHERS = ('reparameterize', 'switch_to_deploy')
 
 
 def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
@@ -58,6 +62,10 @@ def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
     in another order. Modules that are shared between several places keep their BatchNorm. Folding
     is done in float64 and stored in the model's dtype. Calling this twice changes nothing.
 
+    Blocks of other packages inside the model are converted by their own ``reparameterize()`` or
+    ``switch_to_deploy()``, timm's also by their ``fuse()``, after the blocks of this package inside
+    them.
+
     Args:
         model (nn.Module): Any module.
         inplace (bool): False leaves ``model`` unchanged and returns a changed copy.
@@ -67,11 +75,43 @@ def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
     """
     if not inplace:
         model = copy.deepcopy(model)
+    _convert_others(model)
     for pair in list(foldable_norms(model)):
         if not isinstance(pair.norm, AbsorbedNorm):
             _fold(pair.conv, pair.norm)
-        pair.parent._modules[pair.norm_name] = nn.Identity()
+        pair.parent._modules[pair.norm_name] = rest_of(pair.norm)
     return squeeze(model)
+
+
+def _convert_others(parent: nn.Module) -> None:
+    for name, child in list(parent.named_children()):
+        conversion = _conversion_of(child)
+        if conversion is None:
+            _convert_others(child)
+        else:
+            squeeze(child)
+            converted = conversion()
+            # timm's fuse() returns what takes the block's place.
+            if conversion.__name__ == 'fuse':
+                parent._modules[name] = converted
+
+
+def _conversion_of(module: nn.Module) -> Callable[[], nn.Module | None] | None:
+    """A block's own conversion, if another package defines the block and it is not converted."""
+    if getattr(module, 'deploy', False) is True:
+        return None
+    names = ('fuse', *OTHERS) if type(module).__module__.startswith('timm.') else OTHERS
+    for name in names:
+        method = getattr(module, name, None)
+        if not inspect.ismethod(method) or method.__module__.partition('.')[0] == 'mmorepa':
+            continue
+        parameters = inspect.signature(method).parameters.values()
+        if all(
+            p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            for p in parameters
+        ):
+            return method
+    return None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -141,7 +142,11 @@ def test_without_branch_norms():
         (r'^[12]\.0$', ['1.0', '2.0']),
         (lambda name, conv: conv.kernel_size == (1, 1), ['2.2']),
         (lambda name, conv: name.startswith('0'), ['0.0']),
+        (dict(kernel_size=3), ['1.0', '2.0']),
+        (dict(kernel_size=[1, 7]), ['0.0', '2.2']),
+        (dict(name='^2', kernel_size=3), ['2.0']),
     ],
+    ids=str,
 )
 def test_where(where, expected):
     model = small()
@@ -187,16 +192,35 @@ def test_modes_and_frozen_parts_are_kept():
     assert all(p.requires_grad for p in model[0][0].parameters())
 
 
-def test_norms_with_an_activation_inside_are_not_absorbed():
-    from timm.layers import BatchNormAct2d
+@pytest.mark.parametrize('activation', [nn.ReLU, nn.PReLU])
+@pytest.mark.parametrize('block', ['OREPA', 'DBB', 'MobileOne'])
+def test_timms_norms_with_an_activation_inside(block, activation):
+    plain = make_trained_like(
+        nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), BatchNormAct2d(8, act_layer=activation))
+    )
+    model = reparameterize(copy.deepcopy(plain), block, keep_function=True)
+    again = reparameterize(copy.deepcopy(plain), block)
+    again.load_state_dict(plain.state_dict())
+    forms = [model, again, squeeze(model, inplace=False), switch_to_deploy(model, inplace=False)]
+    for form in forms:
+        assert verify(plain, form, image(16)).within(KEPT)
+    assert (model(image(16)) >= 0).all() == (activation is nn.ReLU)
+    assert type(forms[2][1]) is BatchNormAct2d
+    assert forms[2].state_dict().keys() == plain.state_dict().keys()
+    assert not kinds(forms[3], _BatchNorm)
 
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), BatchNormAct2d(8))
-    with pytest.raises(ValueError, match="no convolution that 'DBB' can take the place of"):
-        reparameterize(model, 'DBB')
-    reparameterize(model, 'OREPA', keep_function=True)
-    make_trained_like(model).eval()
-    assert verify(model, switch_to_deploy(model, inplace=False), image(16)).within(KEPT)
-    assert isinstance(model[1], _BatchNorm)
+
+@pytest.mark.parametrize('name', ['test_efficientnet', 'test_byobnet'])
+@pytest.mark.parametrize('block', ['DBB', 'RepVGG', 'ACNet', 'MobileOne'])
+def test_blocks_with_norms_in_timms_networks(name, block):
+    torch.manual_seed(0)
+    model = make_trained_like(timm.create_model(name))
+    changed = reparameterize(copy.deepcopy(model), block, keep_function=True)
+    assert verify(model, changed, image()).within(KEPT)
+    deployed = switch_to_deploy(changed, inplace=False)
+    assert verify(model, deployed, image()).within(KEPT)
+    assert not kinds(deployed, (_BatchNorm, ReparamConv2d))
+    model.load_state_dict(squeeze(changed).state_dict())
 
 
 def test_squeezed_has_the_keys_of_the_model_before():
@@ -213,6 +237,10 @@ def test_squeezed_has_the_keys_of_the_model_before():
         (['OREPA'], None, r"no block is named \"\['OREPA'\]\""),
         (dict(type='DBB', rate=2), None, "DBB has no option 'rate'; it has 'branch_norm'"),
         ('OREPA', 'nowhere', "no convolution that 'OREPA' can take the place of where 'nowhere'"),
+        ('OREPA', '(', "where has the name '\\(', which is no regular expression: missing"),
+        ('OREPA', dict(size=3), "where={'size': 3} is not understood: wanted"),
+        ('OREPA', dict(kernel_size='3'), "kernel_size='3': wanted a whole number"),
+        ('DBB', '2.2', r"of where '2.2': 2.2 has no BatchNorm right behind it$"),
     ],
 )
 def test_wrong_arguments(block, where, message):
@@ -221,14 +249,35 @@ def test_wrong_arguments(block, where, message):
     assert '\n' not in str(info.value)
 
 
-def test_a_function_that_cannot_be_kept_leaves_the_model_alone():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(8, 8, 7, groups=8))
-    kernel = model[0].weight
-    with pytest.raises(ValueError, match=r'^1: a deep linear stem of 8 channels cannot') as info:
+def test_a_convolution_whose_function_cannot_be_kept_stays_plain():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 7, groups=8))
+    before = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match='stay plain, .* function: 2; 2: a deep linear stem of 8'):
+        reparameterize(model, 'OREPA', keep_function=True)
+    assert [type(conv) for conv in model] == [OREPAConv2d, OREPAConv2d, nn.Conv2d]
+    assert verify(before, model, torch.randn(1, 4, 16, 16)).within(KEPT)
+
+
+def test_where_no_function_can_be_kept_nothing_is_changed():
+    model = nn.Sequential(nn.Conv2d(8, 8, 7, groups=8))
+    with pytest.raises(ValueError, match=r'^0: a deep linear stem of 8 channels cannot') as info:
         reparameterize(model, 'OREPA', keep_function=True)
     assert '\n' not in str(info.value)
-    assert [type(conv) for conv in model] == [nn.Conv2d, nn.Conv2d]
-    assert model[0].weight is kernel
+    assert type(model[0]) is nn.Conv2d
+
+
+def test_the_first_convolutions_say_why_they_do_not_fit():
+    sizes = ((2, 2), (3, 1), (4, 4), (6, 6))
+    model = nn.Sequential(*[nn.Conv2d(3, 3, size) for size in sizes])
+    with pytest.raises(ValueError, match='0 has a kernel of 2x2, .* of 4x4, and 1 more$'):
+        reparameterize(model)
+
+
+def test_frozen_constants_stay_unless_they_are_named():
+    """Such as the layer of YOLO heads that takes the mean of a distribution."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 1, 1, bias=False).requires_grad_(False))
+    assert kinds(reparameterize(copy.deepcopy(model)), OREPAConv2d) == ['0']
+    assert kinds(reparameterize(model, where='1'), OREPAConv2d) == ['1']
 
 
 def test_keeping_the_function_wants_the_original_branch():
@@ -267,13 +316,14 @@ def test_what_is_frozen_stays_so_part_by_part(frozen):
         assert not any(p.requires_grad for p in others)
 
 
-def test_shared_weights_are_refused_by_name():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+def test_shared_weights_stay_and_are_refused_by_name():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3))
     model[2].weight = model[0].weight
     with pytest.raises(ValueError, match='^0 and 2 share one weight') as info:
-        reparameterize(model)
+        reparameterize(model, where=dict(kernel_size=3))
     assert '\n' not in str(info.value)
-    assert type(model[0]) is nn.Conv2d
+    assert kinds(reparameterize(model), OREPAConv2d) == ['1']
+    assert model[2].weight is model[0].weight
 
 
 @pytest.mark.parametrize('block', ['OREPA', 'DBB'])

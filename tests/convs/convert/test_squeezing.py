@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torchvision
 from mmcv.cnn import ConvModule, fuse_conv_bn
@@ -205,6 +206,49 @@ def test_timm_reparameterizes_our_models(wrapped):
     assert kinds(converted, OREPAConv2d) == 0
     x = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(run(converted, x), run(model, x), rtol=FLOAT32, atol=FLOAT32)
+
+
+class OtherBlock(nn.Module):
+    """A block of another package, with a conversion of its own that reads plain convolutions."""
+
+    def __init__(self, channels=8):
+        super().__init__()
+        self.wide = nn.Conv2d(channels, channels, 3, padding=1)
+        self.narrow = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return self.wide(x) if self.narrow is None else self.wide(x) + self.narrow(x)
+
+    def switch_to_deploy(self):
+        assert type(self.wide) is type(self.narrow) is nn.Conv2d
+        with torch.no_grad():
+            self.wide.weight[:, :, 1:2, 1:2] += self.narrow.weight
+            self.wide.bias += self.narrow.bias
+        self.narrow = None
+        self.deploy = True
+
+
+@pytest.mark.parametrize('twice', [False, True])
+def test_other_packages_blocks_are_converted_too(twice):
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Sequential(OtherBlock()), nn.BatchNorm2d(8))
+    mmorepa.reparameterize(model, 'OREPA')
+    make_trained_like(model)
+    assert kinds(model, OREPAConv2d) == 3
+    converted = switch_to_deploy(model, inplace=False)
+    if twice:
+        switch_to_deploy(converted)
+    assert converted[1][0].narrow is None
+    assert verify(model, converted, torch.randn(1, 8, 12, 12)).within(FLOAT32)
+
+
+@pytest.mark.parametrize('name', ['mobileone_s0', 'repvit_m0_9'])
+def test_timms_blocks_are_converted_too(name):
+    torch.manual_seed(0)
+    model = make_trained_like(timm.create_model(name, num_classes=4))
+    mmorepa.reparameterize(model, 'OREPA', where=dict(kernel_size=3), keep_function=True)
+    converted = switch_to_deploy(model, inplace=False)
+    assert kinds(converted, (OREPAConv2d, _BatchNorm)) == 0
+    assert verify(model, converted, torch.randn(1, 3, 64, 64)).within(FLOAT32)
 
 
 def test_mmcv_fusion_gets_what_it_wants():
