@@ -68,7 +68,9 @@ def load_model(
             not become the one that is asked for, or has weights that are not finite, in its own
             form or in that one.
     """
-    return load_form(build_model(cfg), checkpoint, form)
+    # A wrong file is told before a model is built.
+    content = load_checkpoint(checkpoint)
+    return _in_form(build_model(cfg), checkpoint, content, form)
 
 
 def load_form(model: nn.Module, checkpoint: str | os.PathLike, form: str | None = None) -> Loaded:
@@ -85,7 +87,10 @@ def load_form(model: nn.Module, checkpoint: str | os.PathLike, form: str | None 
     Raises:
         UserError: As for :func:`load_model`.
     """
-    content = load_checkpoint(checkpoint)
+    return _in_form(model, checkpoint, load_checkpoint(checkpoint), form)
+
+
+def _in_form(model, checkpoint, content, form) -> Loaded:
     found = load_any_form(model, content['state_dict'], str(checkpoint))
     if form is not None:
         order = list(FORMS)
