@@ -37,9 +37,7 @@ def test_weights_alone(mode):
     """As scripts collect them that know convolutions and norms."""
     model = network(mode)
     weights = [p for name, p in model.named_parameters() if name.endswith(('weight', 'bias'))]
-    with pytest.raises(
-        UserError, match=r'does not hold .*0\.kernel\.\w+\.scale, .* never'
-    ) as info:
+    with pytest.raises(UserError, match=r'does not hold .*0\.kernel\.\w+\.scale, .* never') as info:
         check_optimizer(model, sgd(weights))
     assert '\n' not in str(info.value)
 
