@@ -297,9 +297,12 @@ class TestRecipe:
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         groups = {
-            names[id(group['params'][0])]: (group['lr'], group['weight_decay'])
+            names[id(parameter)]: (group['lr'], group['weight_decay'])
             for group in wrapper.optimizer.param_groups
+            for parameter in group['params']
         }
+        # One a rule: an optimizer goes through its groups one by one.
+        assert len(wrapper.optimizer.param_groups) == len(set(groups.values()))
         assert groups['backbone.conv1.kernel.0.original.weight'] == (0.1, 1e-4)
         assert groups['backbone.conv1.kernel.0.original.scale'] == (0.1, 1e-4)
         assert groups['backbone.bn1.weight'] == (0.1, 0)
@@ -313,7 +316,7 @@ class TestRecipe:
         """Every bias at twice the rate; no decay on biases and BatchNorms, but on all else."""
         model = build(name)
         wrapper = build_optim_wrapper(model, load(name).optim_wrapper)
-        groups = {id(group['params'][0]): group for group in wrapper.optimizer.param_groups}
+        groups = {id(p): group for group in wrapper.optimizer.param_groups for p in group['params']}
         saved = model.state_dict()
         assert len(groups) == sum(name in saved for name, _ in model.named_parameters())
         for prefix, module in model.named_modules():

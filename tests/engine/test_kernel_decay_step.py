@@ -52,7 +52,9 @@ def wrap(net, optimizer=None, paramwise=None, **fields):
 
 def decays(net, wrapper):
     """The weight decay of every parameter, by name."""
-    found = {id(group['params'][0]): group['weight_decay'] for group in wrapper.param_groups}
+    found = {
+        id(p): group['weight_decay'] for group in wrapper.param_groups for p in group['params']
+    }
     return {name: found[id(parameter)] for name, parameter in net.named_parameters()}
 
 
