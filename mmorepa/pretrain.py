@@ -1,5 +1,7 @@
 """The import point for mmpretrain: importing it registers the backbones there, and no others.
 
+It also makes the names of the ImageNet configs known to ``mmpretrain.get_model``.
+
 In a config: ``custom_imports = dict(imports=['mmorepa.pretrain'], allow_failed_imports=False)``.
 """
 
@@ -14,5 +16,8 @@ from .backbones.pretrain_resnet import (  # noqa: E402
     OREPAResNetV1d,
     OREPAResNeXt,
 )
+from .named_configs import add_to_model_hub  # noqa: E402
+
+add_to_model_hub()
 
 __all__ = ['OREPARepVGG', 'OREPAResNeXt', 'OREPAResNet', 'OREPAResNetV1c', 'OREPAResNetV1d']

@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'mmorepa'
 #: The layers, lowest first; those in one row do not know each other. A folder that has a table of
 #: its own below is looked into.
 LAYERS = [
-    ['errors', 'version', 'environment', 'repvgg_archs'],
+    ['errors', 'version', 'environment', 'repvgg_archs', 'named_configs'],
     ['cli', 'convs', 'datasets', 'writing'],
     ['checkpoints', 'ops'],
     ['backbones'],

@@ -1,0 +1,54 @@
+"""The libraries find this package's configs by their names."""
+
+import mmpretrain
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmpretrain import ImageClassificationInferencer
+from mmseg.apis import MMSegInferencer
+
+import mmorepa.det
+import mmorepa.pretrain
+import mmorepa.seg  # noqa: F401
+from mmorepa.checkpoints import build_model
+from mmorepa.convs import ReparamConv2d
+from mmorepa.engine.run import load_config
+from support import ROOT
+
+RETINANET = 'retinanet_orepa-r18_fpn_1x_coco'
+PSPNET = 'pspnet_orepa-r18-d8_4xb2-80k_cityscapes-512x1024'
+
+
+def blocks(model):
+    return sum(isinstance(module, ReparamConv2d) for module in model.modules())
+
+
+def test_mmpretrain_lists_and_builds_them():
+    names = mmpretrain.list_models('*orepa*')
+    assert {path.stem for path in (ROOT / 'configs/imagenet').glob('orepa*.py')} <= set(names)
+    assert not mmpretrain.list_models('*orepa*coco*')
+    model = mmpretrain.get_model('orepa-resnet18_4xb64-120e_in1k')
+    assert blocks(model) == 17
+
+
+def test_mmpretrains_inferencer():
+    infer = ImageClassificationInferencer('orepa-resnet18_4xb64-120e_in1k', device='cpu')
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert 0 <= infer(image)[0]['pred_label'] < 1000
+
+
+@pytest.mark.parametrize(
+    'inferencer, folder, name',
+    [(DetInferencer, 'coco', RETINANET), (MMSegInferencer, 'cityscapes', PSPNET)],
+    ids=['mmdet', 'mmseg'],
+)
+def test_the_inferencers_of_mmdet_and_mmseg(inferencer, folder, name, tmp_path):
+    model = build_model(load_config(ROOT / 'configs' / folder / f'{name}.py'))
+    weights = tmp_path / 'weights.pth'
+    meta = dict(dataset_meta=dict(classes=('one', 'two'), palette=[(0, 0, 0), (9, 9, 9)]))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), weights)
+    found = inferencer(name, weights=str(weights), device='cpu')
+    assert blocks(found.model) == 17
+    with pytest.raises(ValueError, match='Cannot find model: no-such-name'):
+        inferencer('no-such-name', device='cpu')
