@@ -1,0 +1,165 @@
+"""Predicting images, and drawing what was predicted by the libraries' own visualizers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope, init_default_scope
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from ..checkpoints import load_model
+from ..errors import UserError
+from ..writing import check_out, written_whole
+from .quiet import quiet_mmengine
+
+#: The visualizer of each library.
+VISUALIZER = {
+    'mmpretrain': 'UniversalVisualizer',
+    'mmdet': 'DetLocalVisualizer',
+    'mmseg': 'SegLocalVisualizer',
+}
+
+
+class Predictor:
+    """A model that predicts images and draws its predictions.
+
+    Args:
+        cfg (Config): A config of mmpretrain, mmdet or mmseg with a ``test_dataloader``, whose
+            pipeline the images go through.
+        checkpoint (str | os.PathLike): The checkpoint, in any form.
+
+    Raises:
+        UserError: If the config has no test pipeline or is of another library, or the checkpoint
+            does not fit.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str | os.PathLike):
+        self.scope = cfg.get('default_scope')
+        if self.scope not in VISUALIZER:
+            raise UserError(
+                f'{Path(cfg.filename).name} has default_scope={self.scope!r}: wanted one of '
+                f'{", ".join(VISUALIZER)}'
+            )
+        loader = cfg.get('test_dataloader')
+        if not loader:
+            raise UserError(f'{Path(cfg.filename).name} has no test_dataloader: wanted one')
+        loaded = load_model(cfg, checkpoint)
+        self.model: nn.Module = loaded.model
+        init_default_scope(self.scope)
+        # Images come as arrays, and nothing is known of what is on them.
+        self.pipeline = Compose(
+            [
+                step
+                for step in loader.dataset.pipeline
+                if not step['type'].rpartition('.')[2].startswith('Load')
+            ]
+        )
+        self.meta = _meta_of(loaded.checkpoint, loader.dataset)
+
+    @torch.no_grad()
+    def predict(self, image: np.ndarray) -> BaseDataElement:
+        """The library's data sample for an image, (H, W, 3), BGR, uint8."""
+        height, width = image.shape[:2]
+        data = dict(img=image, img_path='', img_id=0, ori_shape=(height, width))
+        data['img_shape'] = data['ori_shape']
+        with DefaultScope.overwrite_default_scope(self.scope):
+            data = self.pipeline(data)
+        return self.model.test_step(pseudo_collate([data]))[0]
+
+    def draw(
+        self, image: np.ndarray, sample: BaseDataElement, path: str | os.PathLike, score: float
+    ) -> None:
+        """Write a picture of an image with its prediction, labels, boxes or masks.
+
+        Args:
+            image (np.ndarray): (H, W, 3), BGR, uint8.
+            sample (BaseDataElement): From :meth:`predict`.
+            path (str | os.PathLike): The picture, a PNG.
+            score (float): Boxes of lower scores are left out.
+        """
+        visualizer = VISUALIZERS.build(
+            dict(type=f'{self.scope}.{VISUALIZER[self.scope]}', name=f'{self.scope}-predictions')
+        )
+        visualizer.dataset_meta = self.meta
+        options = dict(draw_gt=False)
+        if self.scope == 'mmpretrain':
+            draw, options['classes'] = visualizer.visualize_cls, self.meta.get('classes')
+            # Letters do not fit into a picture that is smaller.
+            options['resize'] = max(224, *image.shape[:2])
+        else:
+            draw, options['name'] = visualizer.add_datasample, 'prediction'
+            options |= dict(pred_score_thr=score) if self.scope == 'mmdet' else {}
+        arguments = [mmcv.bgr2rgb(image)]
+        if self.scope == 'mmpretrain':
+            draw(*arguments, sample, **options)
+        else:
+            draw(image=arguments[0], data_sample=sample, **options)
+        with written_whole(path) as temporary:
+            picture = mmcv.rgb2bgr(visualizer.get_image())
+            temporary.write_bytes(cv2.imencode('.png', picture)[1].tobytes())
+
+
+def _meta_of(checkpoint, dataset: dict) -> dict:
+    """Names and colours of the classes: what training noted, or what the data set says."""
+    meta = dict(checkpoint.get('meta', {}).get('dataset_meta') or {})
+    kind = DATASETS.get(dataset['type'])
+    return {**getattr(kind, 'METAINFO', {}), **dataset.get('metainfo', {}), **meta}
+
+
+def predict_files(
+    cfg: Config,
+    checkpoint: str | os.PathLike,
+    images: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    score: float = 0.3,
+    force: bool = False,
+) -> list[Path]:
+    """Predict image files and write a picture of each prediction.
+
+    Args:
+        cfg (Config): See :class:`Predictor`.
+        checkpoint (str | os.PathLike): See :class:`Predictor`.
+        images (Sequence[str | os.PathLike]): The image files.
+        out (str | os.PathLike): The folder that gets ``<name of the image>.png``.
+        score (float): Boxes of lower scores are left out. Defaults to 0.3.
+        force (bool): Whether to replace pictures that are there. Defaults to False.
+
+    Returns:
+        list[Path]: The pictures.
+
+    Raises:
+        UserError: As :class:`Predictor`, and if an image cannot be read, two have one name, or a
+            picture is there already. Then nothing is written.
+    """
+    places: dict[Path, Path] = {}
+    for image in map(Path, images):
+        place = check_out(Path(out, f'{image.stem}.png'), [image], force, done='predicted')
+        if place in places:
+            raise UserError(f'{places[place]} and {image} have one name: predict one at a time')
+        places[place] = image
+    arrays = {place: read_image(image) for place, image in places.items()}
+    with quiet_mmengine():
+        predictor = Predictor(cfg, checkpoint)
+        for place, array in arrays.items():
+            predictor.draw(array, predictor.predict(array), place, score)
+    return list(places)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as (H, W, 3), BGR, uint8."""
+    if not path.is_file():
+        raise UserError(f'no image at {path}: check the path')
+    image = mmcv.imfrombytes(path.read_bytes()) if path.stat().st_size else None
+    if image is None:
+        raise UserError(f'{path} is no image that can be read: wanted a JPEG, PNG or similar')
+    return image
