@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +20,48 @@ warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
 def run(main: Callable[[], int | None]) -> None:
     """Run a command; end the process with its exit code.
 
-    A :class:`UserError` or a missing dependency becomes one line on stderr and exit code 2,
-    Ctrl-C exit code 130. Any other exception keeps its traceback: it is a bug.
+    A :class:`UserError`, a missing dependency, or a file that cannot be read or written becomes one
+    line on stderr and exit code 2. Ctrl-C becomes exit code 130 and SIGTERM 143, after what was
+    half written is removed. Any other exception keeps its traceback: it is a bug.
     """
+    signal.signal(signal.SIGTERM, _end)
     try:
         code = main() or 0
     except (UserError, ImportError) as error:
         print(f'error: {error}', file=sys.stderr)
         code = 2
+    except OSError as error:
+        print(f'error: {_explained(error)}', file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _end(number: int, frame) -> None:
+    print('ended by SIGTERM', file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def _explained(error: OSError) -> str:
+    if error.errno is None:  # of a process that loads data: its traceback, what was wrong last
+        return str(error).strip().rpartition('\n')[2]
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f' under {error.filename}' if error.filename else ''
+        return f'the disk is full{where}: free some space, or write elsewhere'
+    name = str(error.filename or '')
+    if error.errno == errno.ENAMETOOLONG:
+        return f'a name of {len(name)} characters is too long for the disk: {name[:40]}...'
+    return f'{error.strerror}: {name}' if name else error.strerror
+
+
+def count(text: str) -> int:
+    """A whole number of at least 0, for the ``type`` of an argument."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f'{text} is too few, wanted at least 0')
+    return number
 
 
 def positive(text: str) -> int:
@@ -70,10 +102,17 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``, as OpenMMLab's own tools have it."""
     from mmengine.config import DictAction
 
+    class Fields(DictAction):
+        def __call__(self, parser, namespace, values, option_string=None):
+            for text in values:
+                if not text.partition('=')[0] or '=' not in text:
+                    parser.error(f'{option_string} wants KEY=VALUE: got {text}')
+            super().__call__(parser, namespace, values, option_string)
+
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Fields,
         metavar='KEY=VALUE',
         help='change fields of the config: key=value, nested.key=value, key="[a,b]"',
     )
@@ -100,14 +139,14 @@ def add_canvas_options(
     parser.add_argument(
         '--canvases',
         nargs=2,
-        type=int,
+        type=positive,
         metavar=('TRAIN', 'VAL'),
         default=canvases,
         help='number of COCO and Cityscapes pictures (%(default)s)',
     )
     parser.add_argument(
         '--size',
-        type=int,
+        type=positive,
         default=size,
         help='width and height of those pictures in pixels (%(default)s)',
     )

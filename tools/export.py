@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--images',
-        type=int,
+        type=cli.count,
         default=0,
         metavar='N',
         help="compare on N images of the config's test set as well",

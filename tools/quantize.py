@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--calibration',
-        type=int,
+        type=cli.positive,
         default=256,
         metavar='N',
         help='images of the training set, through the test pipeline (default: 256)',

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, explained_building
 from .files import load_checkpoint
 from .forms import FORMS, load_any_form, refuse_non_finite
 
@@ -39,12 +39,17 @@ class Loaded:
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, on the CPU and in eval mode, with its library's scope as default."""
+    """The model of a config, on the CPU and in eval mode, with its library's scope as default.
+
+    Raises:
+        UserError: If the config does not build.
+    """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model_cfg = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(model_cfg).eval()
+    with explained_building(str(cfg.filename or 'the config')):
+        return MODELS.build(model_cfg).eval()
 
 
 def load_model(

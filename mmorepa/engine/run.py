@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checkpoints import load_any_form, load_checkpoint
 from ..checkpoints.files import mmengine_loads_weights_only
-from ..errors import UserError, first_line
+from ..errors import UserError, explained_building, first_line
 from . import cpu_amp, cpu_processes, sharding
 from .custom_hooks import add_hooks
 from .resume import prepare_resume
@@ -58,10 +58,15 @@ def load_config(
         raise UserError(f'{path} ends the process while it is read: take exit() out') from None
     except Exception as error:
         raise UserError(f'{path} is no config that can be read: {first_line(error)}') from None
+    if cfg_options:
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except Exception as error:
+            raise UserError(f'--cfg-options do not fit {path}: {first_line(error)}') from None
     if 'model' not in cfg:
         raise UserError(f'{path} has no model: wanted a config with a model')
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+    if not isinstance(cfg.model, dict) or 'type' not in cfg.model:
+        raise UserError(f'{path} has model={cfg.model!r}: wanted a dict with the type of a model')
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
@@ -127,11 +132,12 @@ def train(
     )
     if cfg.get('compile'):
         add_hooks(cfg, 'EagerOptimizerHook')
-    runner = build_runner(cfg)
-    for note in notes:
-        runner.logger.warning(note)
-    with mmengine_loads_weights_only():
-        return runner.train()
+    with explained_building(str(cfg.filename)):
+        runner = build_runner(cfg)
+        for note in notes:
+            runner.logger.warning(note)
+        with mmengine_loads_weights_only():
+            return runner.train()
 
 
 def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
@@ -150,11 +156,12 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
     """
     state_dict = load_checkpoint(checkpoint)['state_dict']
     cfg.load_from = None
-    runner = build_runner(cfg)
-    form = load_any_form(unwrap(runner.model), state_dict, str(checkpoint))
-    print_log(f'{checkpoint} is in {form} form', logger='current')
-    # mmseg's metrics are NumPy numbers.
-    return {name: float(value) for name, value in runner.test().items()}
+    with explained_building(str(cfg.filename)):
+        runner = build_runner(cfg)
+        form = load_any_form(unwrap(runner.model), state_dict, str(checkpoint))
+        print_log(f'{checkpoint} is in {form} form', logger='current')
+        # mmseg's metrics are NumPy numbers.
+        return {name: float(value) for name, value in runner.test().items()}
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -2,8 +2,10 @@
 
 import pytest
 
-from mmorepa.engine.run import load_config
+from mmorepa.checkpoints import build_model
+from mmorepa.engine.run import load_config, train
 from mmorepa.errors import UserError
+from support import CONFIG
 
 
 @pytest.mark.parametrize(
@@ -13,6 +15,9 @@ from mmorepa.errors import UserError
         ('import sys; sys.exit()', 'ends the process while it is read'),
         ('model = (', 'is no config that can be read'),
         ('a = 1', 'has no model'),
+        ('model = 3', 'has model=3: wanted a dict with the type of a model'),
+        ('model = None', 'has model=None: wanted a dict'),
+        ('model = dict(depth=18)', r"has model={'depth': 18}: wanted a dict with the type"),
     ],
 )
 def test_what_is_no_config(text, message, tmp_path):
@@ -20,4 +25,44 @@ def test_what_is_no_config(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(UserError, match=message) as info:
         load_config(path)
+    assert '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'model.backbone.depth.x': 3}, '--cfg-options do not fit .*: depth='),
+        ({'train_dataloader.dataset.pipeline.9.type': 'x'}, '--cfg-options do not fit'),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(UserError, match=message) as info:
+        load_config(CONFIG, cfg_options=options)
+    assert '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'model.type': 'Nope'}, "does not build: 'Nope is not in the mmpretrain::model registry"),
+        ({'model.backbone.type': 'Nope'}, "does not build: 'Nope is not in the"),
+        ({'model.backbone.depth': 17}, "does not build: 'invalid depth 17 for resnet'"),
+        ({'model.backbone.size': 1}, "does not build: TypeError: .* argument 'size'"),
+        ({'model.backbone.reparam.where': '('}, 'which is no regular expression'),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('use', [build_model, train], ids=['build', 'train'])
+def test_a_model_that_does_not_build(use, options, message, tmp_path):
+    with pytest.raises(UserError, match=message) as info:
+        use(load_config(CONFIG, tmp_path, options))
+    assert '\n' not in str(info.value)
+
+
+def test_data_that_is_not_there(tmp_path):
+    options = {'model.backbone.base_channels': 4, 'model.head.in_channels': 32}
+    options['train_dataloader.dataset.data_root'] = '/nowhere'
+    with pytest.raises(UserError, match='does not build: FileNotFoundError: .*/nowhere') as info:
+        train(load_config(CONFIG, tmp_path, options))
     assert '\n' not in str(info.value)

@@ -1,0 +1,115 @@
+"""What the commands make of errors and signals: one line and an exit code."""
+
+import argparse
+import errno
+import os
+import re
+import signal
+
+import pytest
+
+from mmorepa import cli
+from mmorepa.errors import UserError
+from mmorepa.writing import written_whole
+
+LONG = 'n' * 300
+
+
+@pytest.fixture(autouse=True)
+def own_sigterm():
+    """Undo what a command does to the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def open_too_long(tmp_path):
+    (tmp_path / LONG).open()
+
+
+def file_for_a_folder(tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'file' / 'work_dir').mkdir()
+
+
+def disk_full(tmp_path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / 'out'))
+
+
+def worker(tmp_path):
+    raise FileNotFoundError("Caught FileNotFoundError in a worker\nTraceback:\n  no file 'a.png'")
+
+
+def user_error(tmp_path):
+    raise UserError('found, wanted, do')
+
+
+def interrupt(tmp_path):
+    raise KeyboardInterrupt
+
+
+def terminate(tmp_path):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    'main, code, line',
+    [
+        (user_error, 2, 'error: found, wanted, do'),
+        (open_too_long, 2, 'error: a name of 3.. characters is too long for the disk'),
+        (file_for_a_folder, 2, 'error: Not a directory: .*work_dir'),
+        (disk_full, 2, 'error: the disk is full under .*out: free some space'),
+        (worker, 2, "error:   no file 'a.png'"),
+        (interrupt, 130, 'interrupted'),
+        (terminate, 143, 'ended by SIGTERM'),
+    ],
+    ids=lambda value: getattr(value, '__name__', None),
+)
+def test_one_line_and_an_exit_code(main, code, line, tmp_path, capsys):
+    with pytest.raises(SystemExit) as info:
+        cli.run(lambda: main(tmp_path))
+    assert info.value.code == code
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1
+    assert re.match(line, said)
+
+
+def test_sigterm_leaves_no_half_written_file(tmp_path):
+    def main():
+        with written_whole(tmp_path / 'out.pth') as temporary:
+            temporary.write_text('half')
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_code_keeps_its_traceback():
+    def main():
+        raise RuntimeError('a bug')
+
+    with pytest.raises(RuntimeError, match='a bug'):
+        cli.run(main)
+
+
+@pytest.mark.parametrize(
+    'kind, text, value', [(cli.count, '0', 0), (cli.count, '3', 3), (cli.positive, '1', 1)]
+)
+def test_numbers(kind, text, value):
+    assert kind(text) == value
+
+
+@pytest.mark.parametrize('kind, text', [(cli.count, '-3'), (cli.positive, '0')])
+def test_numbers_that_are_too_small(kind, text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f'^{text} is too few, wanted at least'):
+        kind(text)
+
+
+@pytest.mark.parametrize('text', ['model', '=3', ''])
+def test_options_that_are_none(text, capsys):
+    parser = argparse.ArgumentParser()
+    cli.add_config_options(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--cfg-options', text])
+    assert f'--cfg-options wants KEY=VALUE: got {text}' in capsys.readouterr().err
