@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convs import Agreement, verify
+from ..convs.convert.squeezing import called_parts
 
 
 def probe_image(size: int, channels: int = 3) -> Tensor:
@@ -32,10 +33,11 @@ def compare_forms(before: nn.Module, after: nn.Module, image: Tensor) -> Agreeme
     """
     if not hasattr(before, 'roi_head'):
         return verify(before, after, image, mode='tensor')
+    parts = called_parts(before, image, [_sample(image) for _ in image], mode='predict')
     return Agreement.worst(
         [
-            verify(part, after.get_submodule(name), *args, **kwargs)
-            for name, part, args, kwargs in _parts(before, image)
+            verify(before.get_submodule(name), after.get_submodule(name), *args, **kwargs)
+            for name, args, kwargs in parts
         ]
     )
 
@@ -58,42 +60,9 @@ def compare_outputs(first: Sequence[Tensor], second: Sequence[Tensor]) -> Agreem
     return Agreement.worst([Agreement.of([a], [b]) for a, b in zip(first, second)])
 
 
-@torch.no_grad()
-def _parts(detector: nn.Module, image: Tensor) -> list[tuple[str, nn.Module, tuple, dict]]:
-    """The outermost modules that a prediction calls, with the input of their first call."""
+def _sample(image: Tensor):
     from mmdet.structures import DetDataSample
 
-    calls = {}
-
-    def note(module, args, kwargs):
-        calls.setdefault(module, (args, kwargs))
-
-    hooks = [
-        module.register_forward_pre_hook(note, with_kwargs=True)
-        for module in detector.modules()
-        if module is not detector
-    ]
     size = tuple(image.shape[2:])
-    sample = DetDataSample(
-        metainfo=dict(
-            img_shape=size,
-            ori_shape=size,
-            pad_shape=size,
-            batch_input_shape=size,
-            scale_factor=(1.0, 1.0),
-        )
-    )
-    try:
-        detector.eval()(image, [sample for _ in image], mode='predict')
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-    def outermost(prefix, module):
-        for name, child in module.named_children():
-            if child in calls:
-                yield f'{prefix}{name}', child, *calls[child]
-            else:
-                yield from outermost(f'{prefix}{name}.', child)
-
-    return list(outermost('', detector))
+    sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
+    return DetDataSample(metainfo=dict(**sizes, scale_factor=(1.0, 1.0)))

@@ -178,7 +178,10 @@ class Agreement:
 def verify(before: nn.Module, after: nn.Module, *args, **kwargs) -> Agreement:
     """Compare two forms of a model on one input, in eval mode.
 
-    Afterwards each module of both models is in the mode, train or eval, in which it was before.
+    What a detector finds may change with the last digit, and it may find nothing. Where outputs
+    are lists of dicts with ``boxes``, as of torchvision, or do not compare, the parts are compared
+    instead: each part of the second model on the input that it has in the first. Afterwards each
+    module of both models is in the mode, train or eval, in which it was before.
 
     Args:
         before (nn.Module): The training form.
@@ -191,11 +194,64 @@ def verify(before: nn.Module, after: nn.Module, *args, **kwargs) -> Agreement:
         tuples and dicts.
 
     Raises:
-        ValueError: If the outputs differ in number or shape, or contain no tensor.
+        ValueError: If the outputs differ in number or shape, or contain no tensor, and those of the
+            parts as well.
     """
-    first = _tensors(_evaluate(before, *args, **kwargs))
-    second = _tensors(_evaluate(after, *args, **kwargs))
-    return Agreement.of(first, second)
+    first, second = (_evaluate(model, *args, **kwargs) for model in (before, after))
+    try:
+        if not _are_detections(first):
+            return Agreement.of(_tensors(first), _tensors(second))
+    except ValueError:
+        if not any(True for _ in before.children()):
+            raise
+    found = []
+    parts = called_parts(before, *args, **kwargs)
+    for name, inputs, options in parts:
+        outputs = _tensors(_evaluate(before.get_submodule(name), *inputs, **options))
+        if outputs:
+            others = _tensors(_evaluate(after.get_submodule(name), *inputs, **options))
+            found.append(Agreement.of(outputs, others))
+    if not found:
+        raise ValueError(f'no part of {type(before).__name__} returns a tensor to compare')
+    return Agreement.worst(found)
+
+
+@torch.no_grad()
+def called_parts(model: nn.Module, *args, **kwargs) -> list[tuple[str, tuple, dict]]:
+    """The outermost modules that a model calls in eval mode, with the input of their first call.
+
+    Args:
+        model (nn.Module): The model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        list[tuple[str, tuple, dict]]: Name, positional arguments and keyword arguments.
+    """
+    calls = {}
+
+    def note(module, args, kwargs):
+        calls.setdefault(module, (args, kwargs))
+
+    hooks = [
+        module.register_forward_pre_hook(note, with_kwargs=True)
+        for module in model.modules()
+        if module is not model
+    ]
+    try:
+        _evaluate(model, *args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def outermost(prefix, module):
+        for name, child in module.named_children():
+            if child in calls:
+                yield f'{prefix}{name}', *calls[child]
+            else:
+                yield from outermost(f'{prefix}{name}.', child)
+
+    return list(outermost('', model))
 
 
 def _evaluate(model: nn.Module, *args, **kwargs):
@@ -206,6 +262,10 @@ def _evaluate(model: nn.Module, *args, **kwargs):
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _are_detections(output) -> bool:
+    return isinstance(output, list) and any(isinstance(o, dict) and 'boxes' in o for o in output)
 
 
 def _tensors(output) -> list[Tensor]:

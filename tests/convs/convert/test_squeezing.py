@@ -208,6 +208,30 @@ def test_timm_reparameterizes_our_models(wrapped):
     torch.testing.assert_close(run(converted, x), run(model, x), rtol=FLOAT32, atol=FLOAT32)
 
 
+@pytest.mark.parametrize('score', [0.0, 1.0], ids=['detects', 'detects nothing'])
+def test_detectors_are_compared_by_what_they_compute(score):
+    torch.manual_seed(0)
+    detector = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=3, score_thresh=score
+    )
+    make_trained_like(mmorepa.reparameterize(detector, 'OREPA', where=dict(kernel_size=3)))
+    deployed = switch_to_deploy(detector, inplace=False)
+    assert verify(detector, deployed, [torch.rand(3, 64, 64)]).within(FLOAT32)
+    with torch.no_grad():
+        next(m for m in deployed.head.modules() if isinstance(m, nn.Conv2d)).weight.mul_(1.5)
+    assert not verify(detector, deployed, [torch.rand(3, 64, 64)]).within(FLOAT32)
+
+
+@pytest.mark.parametrize(
+    'model, message',
+    [(nn.Identity(), 'do not compare'), (nn.Sequential(nn.Flatten()), 'no part of')],
+)
+def test_models_that_return_nothing_do_not_compare(model, message):
+    model.forward = lambda x: None
+    with pytest.raises(ValueError, match=message):
+        verify(model, model, torch.randn(1, 2))
+
+
 class OtherBlock(nn.Module):
     """A block of another package, with a conversion of its own that reads plain convolutions."""
 
