@@ -24,24 +24,39 @@ def run(main: Callable[[], int | None]) -> None:
     line on stderr and exit code 2. Ctrl-C becomes exit code 130 and SIGTERM 143, after what was
     half written is removed. Any other exception keeps its traceback: it is a bug.
     """
-    signal.signal(signal.SIGTERM, _end)
+    # A rank that waits for another one would not notice; its launcher ends all of them.
+    if 'LOCAL_RANK' not in os.environ:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = main() or 0
     except (UserError, ImportError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        code = 2
+        # Libraries turn an interrupted import into an ImportError.
+        code = _say_ended() if _received else _say(f'error: {error}', 2)
     except OSError as error:
-        print(f'error: {_explained(error)}', file=sys.stderr)
-        code = 2
+        code = _say(f'error: {_explained(error)}', 2)
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        code = 130
+        code = _say_ended()
     sys.exit(code)
 
 
-def _end(number: int, frame) -> None:
-    print('ended by SIGTERM', file=sys.stderr)
-    sys.exit(128 + number)
+#: The signals that ended the command.
+_received: list[int] = []
+
+
+def _terminate(number: int, frame: object) -> None:
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
+def _say_ended() -> int:
+    if _received:
+        return _say('ended by SIGTERM', 128 + signal.SIGTERM)
+    return _say('interrupted', 128 + signal.SIGINT)
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
 
 
 def _explained(error: OSError) -> str:

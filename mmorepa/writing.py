@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,9 +48,42 @@ def check_out(
         raise UserError(f'{out} is no name for {what}: wanted the ending {suffix}')
     if os.path.realpath(out) in [os.path.realpath(path) for path in inputs if path]:
         raise UserError(f'{out} is what is to be {done}: choose another name for OUT')
-    if out.exists() and not force:
+    try:
+        exists = out.exists()
+    except OSError as error:  # of a name that is too long
+        raise UserError(f'{out} cannot be written: {error.strerror}') from None
+    if exists and not force:
         raise UserError(f'{out} exists already: choose another name or pass --force')
     return out
+
+
+def check_folder(path: str | os.PathLike, option: str = '--out') -> Path:
+    """Make sure that results can go there, before anything is computed; nothing is made.
+
+    Args:
+        path (str | os.PathLike): A folder, there or not.
+        option (str): The option that names it, for the message.
+
+    Returns:
+        Path: The folder.
+
+    Raises:
+        UserError: If it is a file or below one, or may not be written to.
+    """
+    folder = Path(path)
+    try:
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:  # of a name that is too long
+        raise UserError(
+            f'{folder} is no place for results: {error.strerror}; choose another {option}'
+        ) from None
+    if not nearest.is_dir():
+        raise UserError(
+            f'{nearest} is a file: wanted a folder for results, choose another {option}'
+        )
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f'{nearest} may not be written to: choose another {option}')
+    return folder
 
 
 @contextlib.contextmanager
@@ -61,7 +96,8 @@ def written_whole(path: str | os.PathLike, replace: bool = True) -> Iterator[Pat
             block ran. Defaults to True.
 
     Raises:
-        UserError: If there can be no file at ``path``, or there is one and ``replace`` is False.
+        UserError: If there can be no file at ``path``, there is no space for it, or there is one
+            and ``replace`` is False.
     """
     path = Path(path)
     if path.is_dir():
@@ -74,7 +110,8 @@ def written_whole(path: str | os.PathLike, replace: bool = True) -> Iterator[Pat
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with naming_a_full_disk(path):
+            yield temporary
         # mkstemp's file is private; give it the permissions a new file would have.
         umask = os.umask(0)
         os.umask(umask)
@@ -85,6 +122,43 @@ def written_whole(path: str | os.PathLike, replace: bool = True) -> Iterator[Pat
             _rename_to_a_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """A context in which an error that comes of a full disk is one line with the place.
+
+    Args:
+        path (str | os.PathLike): The file or folder that is written to.
+
+    Raises:
+        UserError: If there is no space left, or the file exceeds a quota or a limit.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error
+        # Writers in C++ raise an error of their own in front of it.
+        while cause is not None and getattr(cause, 'errno', None) not in FULL:
+            cause = cause.__cause__ or cause.__context__
+        if cause is None and not _is_full(Path(path)):
+            raise
+        reason = os.strerror(errno.ENOSPC if cause is None else cause.errno)
+        raise UserError(
+            f'{path} cannot be written: {reason} on the disk of {Path(path).absolute().parent}; '
+            'make space or choose another place'
+        ) from None
+
+
+#: The errors of a disk without space, of a quota, and of a file beyond the limit of the process.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        return shutil.disk_usage(path.absolute().parent).free < 4096
+    except OSError:
+        return False
 
 
 def _rename_to_a_new(temporary: Path, path: Path) -> None:

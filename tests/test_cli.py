@@ -16,8 +16,9 @@ LONG = 'n' * 300
 
 
 @pytest.fixture(autouse=True)
-def own_sigterm():
-    """Undo what a command does to the process."""
+def own_process(monkeypatch):
+    """Undo what a command does to the process, and forget what it was told."""
+    monkeypatch.setattr(cli, '_received', [])
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)

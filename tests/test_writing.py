@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and over nothing unasked."""
 
+import errno
 import json
 import math
 import os
@@ -7,7 +8,7 @@ import os
 import pytest
 
 from mmorepa.errors import UserError
-from mmorepa.writing import check_out, write_json, written_whole
+from mmorepa.writing import check_folder, check_out, write_json, written_whole
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -60,3 +61,43 @@ def test_numbers_that_do_not_exist_are_null(tmp_path):
     write_json(content, tmp_path / 'sub' / 'a.json')
     found = json.loads((tmp_path / 'sub' / 'a.json').read_text())
     assert found == dict(a=[1.5, None], b=dict(c=[None, 2]), d=None, e='text', f=True)
+
+
+class TestFolder:
+    @pytest.mark.parametrize('name', ['.', 'new', 'new/below'])
+    def test_there_or_not(self, name, tmp_path):
+        assert check_folder(tmp_path / name) == tmp_path / name
+        assert not (tmp_path / 'new').exists()
+
+    @pytest.mark.parametrize('name', ['taken', 'taken/below', 'taken/below/that'])
+    def test_a_file(self, name, tmp_path):
+        (tmp_path / 'taken').write_text('precious')
+        with pytest.raises(UserError, match='taken is a file: wanted a folder') as info:
+            check_folder(tmp_path / name)
+        assert '\n' not in str(info.value)
+
+    def test_of_another(self, tmp_path, monkeypatch):
+        monkeypatch.setattr('os.access', lambda path, mode: False)
+        with pytest.raises(UserError, match='may not be written to'):
+            check_folder(tmp_path / 'new')
+
+
+@pytest.mark.parametrize(
+    'error',
+    [OSError(errno.ENOSPC, 'No space left on device'), OSError(errno.EFBIG, 'File too large')],
+    ids=['disk', 'limit'],
+)
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_full_disk_is_named(error, wrapped, tmp_path):
+    path = tmp_path / 'a.pth'
+    with pytest.raises(UserError, match=f'a.pth cannot be written: .* on the disk of {tmp_path}'):
+        with written_whole(path):
+            if wrapped:  # as a writer in C++ does
+                raise RuntimeError('failed writing file') from error
+            raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_pass(tmp_path):
+    with pytest.raises(RuntimeError, match='a bug'), written_whole(tmp_path / 'a.pth'):
+        raise RuntimeError('a bug')

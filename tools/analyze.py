@@ -224,7 +224,7 @@ def budget(args: argparse.Namespace) -> None:
 def load(args: argparse.Namespace):
     """The config, and the folder for results."""
     from mmorepa.engine.run import load_config
-    from mmorepa.lab.scaffold import check_folder
+    from mmorepa.writing import check_folder
 
     cfg = load_config(args.config, args.out, args.cfg_options)
     return cfg, check_folder(cfg.work_dir)

@@ -4,7 +4,6 @@
 import argparse
 import runpy
 import shlex
-import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,8 +142,6 @@ def main() -> None:
     args = parse_args()
     from mmorepa.lab.benchmark import command
 
-    # So that an ended command keeps what it has measured.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     text = shlex.join(['python', *sys.argv])
     targets = load_targets()
     if args.from_json:

@@ -2,7 +2,6 @@
 """Compare configs over seeds: python tools/compare.py CONFIG [CONFIG ...] --out DIR."""
 
 import argparse
-import signal
 from pathlib import Path
 
 from mmengine.config import DictAction
@@ -111,9 +110,9 @@ class OptionsFor(DictAction):
 def main() -> int:
     args = parse_args()
     from mmorepa.lab.comparison import rates, records, study, summary
+    from mmorepa.writing import check_folder
 
-    # So that an ended command takes the run that is going on with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_folder(args.out)
 
     def run_all(jobs: list) -> study.Outcome:
         if args.records is None:

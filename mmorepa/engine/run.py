@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoints import load_any_form, load_checkpoint
 from ..checkpoints.files import mmengine_loads_weights_only
 from ..errors import UserError, explained_building, first_line
+from ..writing import check_folder, naming_a_full_disk
 from . import cpu_amp, cpu_processes, sharding
 from .custom_hooks import add_hooks
 from .resume import prepare_resume
@@ -103,8 +104,9 @@ def train(
 
     Raises:
         UserError: If the config lacks a field that an option needs, or the checkpoint to resume
-            from does not exist or is torn.
+            from does not exist or is torn, the work dir cannot be written to, or its disk is full.
     """
+    check_folder(cfg.work_dir, '--work-dir')
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -136,7 +138,7 @@ def train(
         runner = build_runner(cfg)
         for note in notes:
             runner.logger.warning(note)
-        with mmengine_loads_weights_only():
+        with mmengine_loads_weights_only(), naming_a_full_disk(Path(cfg.work_dir, 'a checkpoint')):
             return runner.train()
 
 
@@ -152,8 +154,10 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
         dict[str, float]: The evaluator's metrics.
 
     Raises:
-        UserError: If the checkpoint cannot be read or does not fit.
+        UserError: If the checkpoint cannot be read or does not fit, or the work dir cannot be
+            written to.
     """
+    check_folder(cfg.work_dir, '--work-dir')
     state_dict = load_checkpoint(checkpoint)['state_dict']
     cfg.load_from = None
     with explained_building(str(cfg.filename)):

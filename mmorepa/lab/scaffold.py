@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any, ClassVar
 
@@ -105,27 +104,6 @@ class Report:
     def write_picture(self, path: str | os.PathLike) -> None:
         """Write the picture as a PNG; the file is written whole or not at all."""
         write_figure(self.draw(), path)
-
-
-def check_folder(path: str | os.PathLike) -> Path:
-    """Make sure that results can go there, before anything is computed; nothing is made.
-
-    Args:
-        path (str | os.PathLike): A folder, there or not.
-
-    Returns:
-        Path: The folder.
-
-    Raises:
-        UserError: If it is a file or below one, or may not be written to.
-    """
-    folder = Path(path)
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise UserError(f'{nearest} is a file: wanted a folder for results, choose another --out')
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f'{nearest} may not be written to: choose another --out')
-    return folder
 
 
 def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> list[str]:

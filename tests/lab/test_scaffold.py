@@ -1,4 +1,4 @@
-"""What a report prints and writes, where results go, and how numbers are written."""
+"""What a report prints and writes, and how numbers are written."""
 
 import json
 import math
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import matplotlib.image
 import pytest
 
-from mmorepa.errors import UserError
 from mmorepa.lab import scaffold as output
 from mmorepa.lab.drawing import new_figure, spread_out
 
@@ -67,25 +66,6 @@ def test_markdown_table():
     wanted = ['| a\\|b | c |', '| --- | --: |', '| 1 | 1 |']
     assert output.markdown_table(columns, [1]) == wanted
     assert output.markdown_table(columns, []) == []
-
-
-class TestFolder:
-    @pytest.mark.parametrize('name', ['.', 'new', 'new/below'])
-    def test_there_or_not(self, name, tmp_path):
-        assert output.check_folder(tmp_path / name) == tmp_path / name
-        assert not (tmp_path / 'new').exists()
-
-    @pytest.mark.parametrize('name', ['taken', 'taken/below', 'taken/below/that'])
-    def test_a_file(self, name, tmp_path):
-        (tmp_path / 'taken').write_text('precious')
-        with pytest.raises(UserError, match='taken is a file: wanted a folder') as info:
-            output.check_folder(tmp_path / name)
-        assert '\n' not in str(info.value)
-
-    def test_of_another(self, tmp_path, monkeypatch):
-        monkeypatch.setattr('os.access', lambda path, mode: False)
-        with pytest.raises(UserError, match='may not be written to'):
-            output.check_folder(tmp_path / 'new')
 
 
 @pytest.mark.parametrize(
