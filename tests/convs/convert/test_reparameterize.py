@@ -146,7 +146,6 @@ def test_without_branch_norms():
         (dict(kernel_size=[1, 7]), ['0.0', '2.2']),
         (dict(name='^2', kernel_size=3), ['2.0']),
     ],
-    ids=str,
 )
 def test_where(where, expected):
     model = small()
