@@ -157,8 +157,8 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
         UserError: If the checkpoint cannot be read or does not fit, or the work dir cannot be
             written to.
     """
-    check_folder(cfg.work_dir, '--work-dir')
     state_dict = load_checkpoint(checkpoint)['state_dict']
+    check_folder(cfg.work_dir, '--work-dir')
     cfg.load_from = None
     with explained_building(str(cfg.filename)):
         runner = build_runner(cfg)
