@@ -563,6 +563,8 @@ def test_command_stopped_by_ctrl_c(tmp_path):
     process = subprocess.Popen(
         [sys.executable, TOOL, tmp_path, '--formats', 'coco', '--canvases', '100000', '1'],
         env=environment, stderr=subprocess.PIPE, text=True,
+        # A shell has what it runs in the background ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not list(tmp_path.rglob('*.png')) and process.poll() is None:
         time.sleep(0.05)
