@@ -1,5 +1,6 @@
 """The real Runner on the smallest training that has everything: two epochs of two batches."""
 
+import itertools
 import math
 import os
 from datetime import timedelta
@@ -41,6 +42,8 @@ BACKBONE = dict(
     norm_eval=False,
 )
 CHECKPOINT = dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
+#: MMEngine shares message hubs between Runners of one name that begin in one second.
+_numbers = itertools.count()
 
 
 def make_runner(work_dir, dataset=None, lr=0.01, hooks=(), optim=None, backbone=None, **kwargs):
@@ -68,7 +71,7 @@ def make_runner(work_dir, dataset=None, lr=0.01, hooks=(), optim=None, backbone=
         default_hooks={**defaults, **kwargs.pop('default_hooks', {})},
         custom_hooks=list(hooks),
         log_level='ERROR',
-        experiment_name=f'{work_dir.parent.name}-{work_dir.name}',
+        experiment_name=f'small_training_{next(_numbers)}',
         randomness=dict(seed=0),
         default_scope='mmpretrain',
         **kwargs,
