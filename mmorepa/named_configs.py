@@ -16,11 +16,19 @@ FOLDERS = {
 
 
 def add_to_model_hub() -> None:
-    """Make the names known to ``mmpretrain.get_model``, ``list_models`` and the inferencers."""
+    """Make the names known to ``mmpretrain.get_model``, ``list_models`` and the inferencers.
+
+    Weights that come with the package are known too, so that ``pretrained=True`` loads them.
+    """
     from mmpretrain.apis.model import ModelHub
 
-    for metafile in sorted(FOLDERS['mmpretrain'].rglob('metafile.yml')):
+    digits = MIM / 'configs' / 'digits' / 'metafile.yml'
+    for metafile in (*sorted(FOLDERS['mmpretrain'].rglob('metafile.yml')), digits):
         ModelHub.register_model_index(metafile, config_prefix=MIM)
+    for model in ModelHub._models_dict.values():
+        # The hub expands the paths of configs, but not those of weights.
+        if model.weights and (MIM / model.weights).is_file():
+            model.weights = str(MIM / model.weights)
 
 
 def add_to_inferencers(library: str) -> None:

@@ -4,6 +4,7 @@ import mmpretrain
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmdet.apis import DetInferencer
 from mmpretrain import ImageClassificationInferencer
 from mmseg.apis import MMSegInferencer
@@ -13,6 +14,7 @@ import mmorepa.pretrain
 import mmorepa.seg  # noqa: F401
 from mmorepa.checkpoints import build_model
 from mmorepa.convs import ReparamConv2d
+from mmorepa.datasets.digits import write_imagenet
 from mmorepa.engine.run import load_config
 from support import ROOT
 
@@ -36,6 +38,20 @@ def test_mmpretrains_inferencer():
     infer = ImageClassificationInferencer('orepa-resnet18_4xb64-120e_in1k', device='cpu')
     image = np.zeros((64, 64, 3), np.uint8)
     assert 0 <= infer(image)[0]['pred_label'] < 1000
+
+
+def test_weights_that_come_with_the_package(tmp_path):
+    """They have the accuracy that the metafile states."""
+    name = 'orepa-resnet18-w0.125_1xb64-10e_digits'
+    metafile = yaml.safe_load((ROOT / 'configs/digits/metafile.yml').read_text())
+    (stated,) = (model for model in metafile['Models'] if model['Name'] == name)
+    write_imagenet(tmp_path)
+    images = sorted((tmp_path / 'imagenet/val').glob('*/*.png'))
+    infer = ImageClassificationInferencer(name, pretrained=True, device='cpu')
+    found = infer([str(image) for image in images], batch_size=64)
+    right = sum(own['pred_class'] == image.parent.name for own, image in zip(found, images))
+    accuracy = stated['Results'][0]['Metrics']['Top 1 Accuracy']
+    assert round(100 * right / len(images), 2) == accuracy
 
 
 @pytest.mark.parametrize(

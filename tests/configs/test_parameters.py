@@ -74,6 +74,13 @@ def test_the_metafile_lists_every_config_with_its_size(name, sizes):
     assert listed == counted
 
 
+def test_the_metafile_of_the_digits_has_the_size_of_its_weights(sizes):
+    (model,) = yaml.safe_load((ROOT / 'configs/digits/metafile.yml').read_text())['Models']
+    size = sizes[ROOT / model['Config']]
+    stated = model['Metadata']
+    assert (stated['Training Parameters'], stated['Parameters']) == (size.training, size.deploy)
+
+
 @pytest.mark.parametrize('network', PUBLISHED_RESNETS)
 @pytest.mark.parametrize('prefix', ['', 'dbb-', 'orepa-'])
 def test_squeezed_resnets_have_the_published_size(prefix, network, sizes):

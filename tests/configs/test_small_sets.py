@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmorepa.checkpoints.conversion import count_parameters
-from mmorepa.checkpoints.models import build_model
+from mmorepa.checkpoints.models import build_model, load_model
 from mmorepa.convs import switch_to_deploy
 from mmorepa.datasets.fashion import FASHION_CLASSES, SEG_CLASSES
 from mmorepa.engine.run import load_config
@@ -26,6 +27,8 @@ BLOCKS = {
 }
 #: What the names of a set's configs end in.
 SETS = {'digits': '_1xb64-10e_digits', 'fashion': '-w0.25_1xb128-8e_fashion'}
+#: The files of weights, and their largest size in bytes.
+FILES, LARGEST = ('.pth', '.safetensors'), 5e6
 
 
 def load(folder, name, **options):
@@ -139,3 +142,16 @@ class TestFashion:
             assert 'fashion' in loader.dataset.data_root
         if name == 'detection':
             assert cfg.test_evaluator.ann_file.startswith(cfg.dataset.data_root)
+
+
+@pytest.mark.parametrize(
+    ('folder', 'forms'), [('digits', ['training']), ('fashion', ['deploy', 'squeezed'])]
+)
+def test_weights_that_come_with_the_package_fit_their_config(folder, forms):
+    models = yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())['Models']
+    weights = {model['Config']: ROOT / model['Weights'] for model in models if 'Weights' in model}
+    there = [path for path in (ROOT / 'configs' / folder).iterdir() if path.suffix in FILES]
+    assert sorted(weights.values()) == sorted(there)
+    assert all(path.stat().st_size < LARGEST for path in there)
+    loaded = [load_model(load_config(ROOT / config), path) for config, path in weights.items()]
+    assert [own.form for own in loaded] == forms

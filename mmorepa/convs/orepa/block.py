@@ -190,7 +190,7 @@ class DeepLinearStem(nn.Sequential):
             raise UserError(
                 f'a deep linear stem of {len(kernel)} channels cannot have every kernel of shape '
                 f'{tuple(kernel.shape)} (the nearest is {error:.0%} away): leave this convolution '
-                'plain where its function is to be kept'
+                "plain, for example with where='layer' in a ResNet's reparam"
             )
 
     def run(self, x: Tensor, stride, padding, dilation) -> Tensor:
