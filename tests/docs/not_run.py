@@ -17,7 +17,10 @@ class NotRun(NamedTuple):
 
 
 NOT_RUN = (
-    NotRun(r'python tools/\S+ (\S+ )*configs/(imagenet|coco|cityscapes)/', 'data sets, GPUs'),
+    NotRun(
+        r'python tools/\S+ (\S+ )*configs/(imagenet|coco|cityscapes|fashion)/',
+        'data sets, GPUs, a download',
+    ),
     NotRun(r'python tools/(.* )?[A-Z]{2,}\b', "capitals stand for the reader's own files"),
     NotRun(
         r'python tools/import_official\.py (ResNet-18_OREPA|orepa\.pth|epoch_120\.pth)',
