@@ -38,7 +38,9 @@ def python(tmp_path_factory):
     venv.create(folder, with_pip=False)
     (site,) = folder.glob('lib/python*/site-packages')
     seen = [path for path in sys.path if Path(path).name in ('site-packages', 'dist-packages')]
-    (site / 'seen.pth').write_text('\n'.join(seen))
+    # With what their own .pth files do: setuptools brings distutils to Python 3.12 by one.
+    lines = [f'import site; site.addsitedir({path!r})' for path in seen]
+    (site / 'seen.pth').write_text('\n'.join(lines))
     python = folder / 'bin' / 'python'
     pip = ('-m', 'pip', 'install', '--no-deps', '--no-build-isolation', '--no-index')
     run(folder, python, *pip, '-e', ROOT)
