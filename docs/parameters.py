@@ -64,10 +64,16 @@ class ListsOnTheCPU(TorchFunctionMode):
 
 @contextmanager
 def quick_configs() -> Iterator[None]:
-    """Looks a library up once, not for every base that a config takes from there."""
+    """Looks a library up once, and reads a file once, not for every config that is based on it."""
+    read = functools.cache(Config._file2dict)
+
+    def read_once(*args, **kwargs):
+        return copy.deepcopy(read(*args, **kwargs))
+
     with (
         mock.patch.object(config, 'is_installed', functools.cache(config.is_installed)),
         mock.patch.object(utils, 'load', functools.cache(utils.load)),
+        mock.patch.object(Config, '_file2dict', staticmethod(read_once)),
     ):
         yield
 
@@ -78,15 +84,23 @@ def build(cfg: Config) -> nn.Module:
         return build_model(cfg)
 
 
-def size(cfg: Config) -> Size:
-    """The size of a config's model."""
+def size(cfg: Config, known: dict[str, Size]) -> Size:
+    """The size of a config's model; many configs differ in the schedule or in the block alone."""
+    key = repr(cfg.model)
+    if key not in known:
+        known[key] = count(cfg, known)
+    return known[key]
+
+
+def count(cfg: Config, known: dict[str, Size]) -> Size:
+    """Builds a config's model to know its size."""
     model = build(cfg)
     training, blocks = count_parameters(model), count_blocks(model)
     if blocks:
         # A squeezed network is the plain one. Kernels are not generated on the meta device.
         plain = copy.deepcopy(cfg)
         plain.model.backbone.reparam = None
-        return size(plain)._replace(training=training, blocks=blocks)
+        return size(plain, known)._replace(training=training, blocks=blocks)
     return Size(training, training, count_parameters(switch_to_deploy(model)), blocks=0)
 
 
@@ -119,12 +133,7 @@ def all_sizes() -> dict[Path, Size]:
     sizes, known = {}, {}
     with quick_configs():
         for path in (path for folder in FOLDERS for path in config_files(folder)):
-            cfg = Config.fromfile(path)
-            # Some configs differ in the schedule alone.
-            model = repr(cfg.model)
-            if model not in known:
-                known[model] = size(cfg)
-            sizes[path] = known[model]
+            sizes[path] = size(Config.fromfile(path), known)
     return sizes
 
 

@@ -21,7 +21,7 @@ _BEGINNINGS = (
     (rb'version https://git-lfs\.', 'a Git LFS pointer', 'run `git lfs pull` where it is from'),
     (rb'(?i)\s*<(!doctype|html|head|body)', 'a web page', _DOWNLOAD),
     (rb'\s*<(\?xml|Error)', 'an XML text', _DOWNLOAD),
-    (rb'(?s).{8}\{\s*"', 'a safetensors file', 'load it with safetensors and torch.save the dict'),
+    (rb'(?s).{8}\{\s*"', 'a safetensors file', 'let its name end in .safetensors'),
     (rb'\x89HDF\r\n\x1a\n', 'an HDF5 file', ''),
     (rb'\x1f\x8b', 'a gzip file', 'unpack it'),
     (rb'BZh', 'a bzip2 file', 'unpack it'),

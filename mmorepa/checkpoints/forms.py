@@ -53,10 +53,11 @@ def load_any_form(
     """
     if reason := unusable(state_dict):
         raise UserError(f'{source} is no state_dict of tensors: it has {reason}')
-    nearest, shared = '', -1
+    nearest, shared, keys = '', -1, set()
     for change in FORMS.values():
         change(model)
         wanted = model.state_dict()
+        keys |= wanted.keys()
         difference = misfit(wanted, state_dict)
         if not difference:
             model.load_state_dict(state_dict)
@@ -71,6 +72,12 @@ def load_any_form(
                 f'{source} is in int8 already, {key} has {value.dtype}: '
                 'give the float checkpoint that it was made from'
             )
+    own = sum(f'backbone.{key}' in keys for key in state_dict)
+    if 2 * own > len(state_dict):
+        raise UserError(
+            f'{source} has the names of a backbone alone, such as a network from torchvision: '
+            'wanted a whole model; to train from it, tools/train.py CONFIG --init FILE'
+        )
     raise UserError(f'{source} does not fit the model of this config: {nearest}')
 
 

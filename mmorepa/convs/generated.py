@@ -248,6 +248,8 @@ class GeneratedConv2d(ReparamConv2d):
         leaf, own = self._parameters.get('weight'), self.held.tensor
         if self._mode != 'squeezed' or leaf is None or self.is_behind or self.held.is_fresh:
             return
+        if leaf.is_meta:
+            return  # it has no values
         # Leave the leaf alone if torch.func.functional_call has put another one in its place, and
         # while the module moves from one device to another.
         if (own is not None and own is not leaf) or self._sample().device != leaf.device:

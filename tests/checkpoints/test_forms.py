@@ -45,6 +45,14 @@ def test_model_that_is_built_in_deploy_form(trained):
     assert load_any_form(build(deploy=True), state) == 'deploy'
 
 
+@pytest.mark.parametrize('form', FORMS)
+def test_a_backbone_alone_is_named_as_such(form, trained):
+    model = torch.nn.ModuleDict(dict(backbone=build(), head=torch.nn.Linear(2, 2)))
+    state = FORMS[form](copy.deepcopy(trained)).state_dict()
+    with pytest.raises(UserError, match='^a.pth has the names of a backbone alone.* --init FILE$'):
+        load_any_form(model, {**state, 'fc.weight': torch.zeros(1)}, 'a.pth')
+
+
 def without_one_key(model):
     state = model.state_dict()
     del state['layer1.0.conv1.kernel.average.scale']

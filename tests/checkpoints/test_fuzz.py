@@ -231,7 +231,7 @@ FILES = {
     'text pickle': (pickle.dumps(Call(os.mkdir, 'ran'), protocol=0), 'a text file'),
     'safetensors': (
         struct.pack('<Q', len(SAFETENSORS)) + SAFETENSORS + bytes(4),
-        'a safetensors file; load it with safetensors',
+        'a safetensors file; let its name end in .safetensors',
     ),
     'gzip': (b'\x1f\x8b\x08\x00' + bytes(60), 'a gzip file; unpack it'),
     'HDF5': (b'\x89HDF\r\n\x1a\n' + bytes(60), 'an HDF5 file'),

@@ -123,7 +123,7 @@ def test_the_count_is_that_of_a_real_conversion(config, options):
     with SCRIPT['quick_configs']():
         cfg = Config.fromfile(ROOT / 'configs' / 'imagenet' / f'{config}_4xb64-120e_in1k.py')
     cfg.model.backbone.update(options)
-    size = SCRIPT['size'](cfg)
+    size = SCRIPT['size'](cfg, {})
     model = build_model(cfg)
     assert size.training == count_parameters(model)
     assert size.squeezed == count_parameters(squeeze(copy.deepcopy(model)))

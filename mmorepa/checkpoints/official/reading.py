@@ -194,5 +194,8 @@ def _other(state_dict: Mapping[str, Tensor]) -> str:
     if any(key.startswith('stage0.') for key in state_dict):
         return f'a checkpoint of the released code ({first}, …)'
     if {'layer1.0.conv1.weight', 'fc.weight'} <= state_dict.keys():
-        return f'a ResNet in the names of torchvision or timm ({first}, …)'
+        return (
+            f'a plain ResNet in the names of torchvision or timm ({first}, …), from which '
+            'tools/train.py CONFIG --init FILE starts as it is'
+        )
     return f'a state dict of something else ({first}, …)'

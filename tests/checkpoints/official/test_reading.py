@@ -663,7 +663,7 @@ def renamed(released):
         ),
         (
             lambda p, r: save(resnet18().state_dict(), p),
-            rf'a ResNet in the names of torchvision or timm \(conv1\.weight.*{WANTED}',
+            rf'a plain ResNet in the names of torchvision or timm \(conv1\.weight.*{WANTED}',
         ),
         (
             lambda p, r: save({'blocks.0.attn.qkv.weight': torch.zeros(3)}, p),
@@ -877,7 +877,7 @@ class TestCommand:
     def test_wrong_file_is_one_line_and_nothing_is_written(self, tmp_path):
         path = save(resnet18().state_dict(), tmp_path / 'resnet18.pth')
         output = run(ROOT, sys.executable, TOOL, path, tmp_path / 'b.pth', code=2)
-        assert output.startswith(f'error: {path} is a ResNet in the names of torchvision')
+        assert output.startswith(f'error: {path} is a plain ResNet in the names of torchvision')
         assert len(output.splitlines()) == 1
         assert [p.name for p in tmp_path.iterdir()] == ['resnet18.pth']
 
