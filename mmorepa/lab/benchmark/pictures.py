@@ -354,7 +354,7 @@ def _logarithmic(upper: Axes, lower: Axes, values: Sequence[float]) -> None:
         axes.set_xticks(values, [f'{value:g}' for value in values])
         axes.set_yscale('log')
         axes.minorticks_off()
-        logarithmic(axes.yaxis, *axes.dataLim.intervaly)
+        logarithmic(axes.yaxis, *axes.get_ylim())
         _open(axes, 'both')
 
 
