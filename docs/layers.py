@@ -8,7 +8,11 @@ from matplotlib.patches import FancyBboxPatch
 #: Lowest first: the parts of a layer with what each holds.
 LAYERS = [
     {'errors, version, environment, repvgg_archs, named_configs': 'what everybody may need'},
-    {'convs': 'blocks', 'datasets': 'digits', 'cli, writing': 'commands, files'},
+    {
+        'convs': 'blocks',
+        'datasets': 'digits',
+        'cli, config_types, writing': 'commands, configs, files',
+    },
     {'checkpoints': 'reading safely, telling forms apart, converting', 'ops': "mmcv's operators"},
     {'backbones': "thin subclasses of the libraries' networks; RepVGG"},
     {'pretrain, det, seg, registry': 'one import point a library'},

@@ -35,6 +35,8 @@ class ForwardingRegistry(Registry):
             LookupError: If the default scope is no library that has an import point here, and
                 MMEngine itself does not know the name.
         """
+        if '.' in key.removeprefix(f'{SCOPE}.'):
+            return None  # the path of a class: MMEngine imports it
         current = DefaultScope.get_current_instance()
         scope = current and current.scope_name
         if scope in IMPORT_POINTS:

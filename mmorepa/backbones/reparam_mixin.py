@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ..config_types import PRETRAINED, is_of_type
 from ..convs import ReparamConv2d, switch_to_deploy
 from ..convs.blocks.table import BLOCKS
 from ..convs.convert.reparameterize import PassedOver, matcher, substitute
@@ -83,7 +84,7 @@ class ReparamMixin:
             UserError: See :func:`mmorepa.backbones.pretrained.load_pretrained`.
         """
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        pretrained = [cfg for cfg in configs if cfg and cfg['type'] == 'Pretrained']
+        pretrained = [cfg for cfg in configs if cfg and is_of_type(cfg, *PRETRAINED)]
         if self.reparam is None or not pretrained:
             super().init_weights()
             return

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..config_types import PRETRAINED, is_of_type
 from ..convs import Agreement, ReparamConv2d, squeeze, switch_to_deploy
 from ..convs.convert.squeezing import TOLERANCE
 from ..errors import UserError
@@ -129,7 +130,7 @@ def convert(
 def deployed_config(cfg: Config, keep_bn: bool) -> Config:
     """The config that builds the squeezed or deploy form; see ``DeployForm``."""
     cfg = copy.deepcopy(cfg)
-    if cfg.model.type != 'DeployForm':
+    if not is_of_type(cfg.model, 'DeployForm'):
         cfg.model.update(architecture=cfg.model.type, type='DeployForm')
     cfg.model.keep_bn = keep_bn
     # Training from here starts from the converted checkpoint, not from what came before it.
@@ -140,7 +141,7 @@ def deployed_config(cfg: Config, keep_bn: bool) -> Config:
 def _forget_pretrained(node) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
-            is_pretrained = isinstance(value, dict) and value.get('type') == 'Pretrained'
+            is_pretrained = isinstance(value, dict) and is_of_type(value, *PRETRAINED)
             if key == 'pretrained' or (key == 'init_cfg' and is_pretrained):
                 node[key] = None
             else:

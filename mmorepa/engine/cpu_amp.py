@@ -12,6 +12,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from ..config_types import is_of_type
 from ..errors import UserError
 
 
@@ -68,5 +69,5 @@ def prepare(cfg: Config) -> None:
     """
     accelerated = is_cuda_available() or is_mlu_available() or is_musa_available()
     wrapper = cfg.get('optim_wrapper') or {}
-    if wrapper.get('type') == 'AmpOptimWrapper' and not (accelerated or is_npu_available()):
+    if is_of_type(wrapper, 'AmpOptimWrapper') and not (accelerated or is_npu_available()):
         wrapper['type'] = 'mmorepa.CPUAmpOptimWrapper'

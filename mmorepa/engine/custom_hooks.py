@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mmengine.config import Config
 
+from ..config_types import is_of_type
+
 
 def add_hooks(cfg: Config, *names: str) -> None:
     """Add hooks of this package to a config that lacks them.
@@ -16,10 +18,3 @@ def add_hooks(cfg: Config, *names: str) -> None:
     missing = [name for name in names if not any(is_of_type(hook, name) for hook in hooks)]
     # With the prefix MMEngine finds the hooks without an import, also in a dumped config.
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmorepa.{name}') for name in missing)]
-
-
-def is_of_type(cfg, name: str) -> bool:
-    """Whether a part of a config has this type; the name may have a prefix there."""
-    found = cfg.get('type') if isinstance(cfg, dict) else type(cfg)
-    found = found if isinstance(found, str) else getattr(found, '__name__', '')
-    return found.rpartition('.')[2] == name

@@ -59,6 +59,8 @@ def load_config(
         raise UserError(f'{path} ends the process while it is read: take exit() out') from None
     except Exception as error:
         raise UserError(f'{path} is no config that can be read: {first_line(error)}') from None
+    # With names in place of classes, as a new-style config is dumped.
+    cfg = Config(cfg.to_dict(), filename=str(path))
     if cfg_options:
         try:
             cfg.merge_from_dict(cfg_options)

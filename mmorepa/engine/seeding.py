@@ -19,7 +19,7 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, Sampler
 
-from .custom_hooks import is_of_type
+from ..config_types import is_of_type
 
 #: Independent streams of random numbers.
 EPOCH, ITERATION, SAMPLE = range(3)

@@ -8,6 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import STRATEGIES
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..config_types import is_of_type
+
 #: The keys of an optimizer's own state.
 OPTIMIZER = ('state', 'param_groups')
 
@@ -47,7 +49,7 @@ def prepare(cfg: Config) -> None:
         cfg (Config): Changed in place.
     """
     strategy = cfg.get('strategy') or {}
-    if strategy.get('type') != 'FSDPStrategy':
+    if not is_of_type(strategy, 'FSDPStrategy'):
         return
     strategy['type'] = 'mmorepa.ResumableFSDPStrategy'
     if torch.cuda.is_available():

@@ -21,6 +21,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...checkpoints import build_model, load_any_form, load_model
+from ...config_types import is_of_type
 from ...convs import squeeze, switch_to_deploy
 from ...convs.kernels import fold_batch_norm
 from ...engine.quiet import quiet_torch
@@ -104,7 +105,7 @@ def _size_observers(prepared: fx.GraphModule) -> None:
 
 def is_qat(cfg: Config) -> bool:
     """Whether the model of a config is a ``QATForm``."""
-    return cfg.model.type.rpartition('.')[2] == 'QATForm'
+    return is_of_type(cfg.model, 'QATForm')
 
 
 def load_float(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:

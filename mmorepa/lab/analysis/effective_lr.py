@@ -44,6 +44,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
+from ...config_types import is_of_type
 from ...convs import OREPAConv2d, squeeze
 from ...convs.blocks.branch_kernels import kind_of
 from ...engine.quiet import quiet_mmengine
@@ -274,7 +275,7 @@ def learning_rates(model: nn.Module, optim_wrapper: dict) -> dict[int, float]:
         UserError: If the optimizer is not SGD, or there are several.
     """
     cfg = copy.deepcopy(optim_wrapper)
-    if cfg.get('type') == 'AmpOptimWrapper':
+    if is_of_type(cfg, 'AmpOptimWrapper'):
         # It wants a GPU, and has the same groups.
         cfg = {key: cfg[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in cfg}
     with trained_through_branches(model):
