@@ -146,6 +146,11 @@ def inspect(part: str) -> list[Row]:
     return [_ops_row(library) if m == OPS else _row(m, library) for m in modules]
 
 
+def distribution(module: str) -> str:
+    """The name of what offers a module, by which ``mim`` knows it: that of the fork where it is."""
+    return _installed(module)[0].name
+
+
 def requirements(part: str) -> list[str]:
     """The needs of a part as pip requirements, torch and mmcv left out.
 

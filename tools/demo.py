@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmorepa import cli
+from mmorepa.environment import distribution
 
 TOOLS = Path(os.path.relpath(Path(__file__).parent))
 CONFIGS = TOOLS.parent / 'configs' / 'digits'
@@ -30,7 +31,7 @@ CONSOLE = Console(highlight=False, soft_wrap=True)
 EXPERIMENTS = dict(
     pretrain=('mmpretrain', 'orepa-resnet18_1xb64-10e_digits.py', 'imagenet'),
     detect=('mmdet', 'retinanet_orepa-r18_fpn_1xb8-8e_digits.py', 'coco'),
-    segment=('mmsegmentation', 'pspnet_orepa-r18-d8_1xb4-600_digits-128x128.py', 'cityscapes'),
+    segment=('mmseg', 'pspnet_orepa-r18-d8_1xb4-600_digits-128x128.py', 'cityscapes'),
 )
 
 
@@ -74,7 +75,7 @@ def demonstrate(experiment: str, options: list[str]) -> None:
 
     run(log, 'python', TOOLS / 'dataset_converters/digits.py', 'data/digits', '--formats', data)
 
-    command = ['mim', 'train', library, CONFIGS / name, '--gpus', 0, '--work-dir', work_dir]
+    command = ['mim', 'train', distribution(library), CONFIGS / name, '--gpus', 0, '--work-dir', work_dir]
     if options:
         command += ['--cfg-options', *options]
     seconds = run(log, *command)

@@ -70,6 +70,8 @@ class Server:
 
 def serve() -> dict:
     """Answer each request with an exit code; return, in a new process, what it is to run."""
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # whatever prints, a library too, shall not pass for an answer
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for library in LIBRARIES:
@@ -77,8 +79,6 @@ def serve() -> dict:
     # Prettier text of a config is a second of every training.
     importlib.import_module('mmengine.config.config').FormatCode = lambda text, **_: (text, True)
     gc.freeze()  # what is there stays shared with the processes to come
-    answers = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # whatever prints shall not pass for an answer
     for line in sys.stdin:
         child = os.fork()
         if not child:
