@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -201,3 +206,39 @@ def write_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure as a PNG; the file is written whole or not at all."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, format='png')
+
+
+@contextlib.contextmanager
+def alone_in(folder: str | os.PathLike) -> Iterator[None]:
+    """A context in which no other process may be in it with the same folder.
+
+    The folder itself is locked and the lock ends with the process, so that nothing is left behind.
+    Where a file system or an operating system has no such locks, nothing is checked.
+
+    Args:
+        folder (str | os.PathLike): The folder. It is made if it is not there.
+
+    Raises:
+        UserError: If another process is in it.
+    """
+    if fcntl is None:
+        yield
+        return
+    os.makedirs(folder, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f'{folder} is where another training writes to: wait for its end, or name another '
+                '--work-dir'
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        # Processes that load data share the handle.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)

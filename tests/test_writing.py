@@ -3,12 +3,13 @@
 import errno
 import json
 import math
+import multiprocessing
 import os
 
 import pytest
 
 from mmorepa.errors import UserError
-from mmorepa.writing import check_folder, check_out, write_json, written_whole
+from mmorepa.writing import alone_in, check_folder, check_out, write_json, written_whole
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -101,3 +102,28 @@ def test_a_full_disk_is_named(error, wrapped, tmp_path):
 def test_other_errors_pass(tmp_path):
     with pytest.raises(RuntimeError, match='a bug'), written_whole(tmp_path / 'a.pth'):
         raise RuntimeError('a bug')
+
+
+def hold(folder, holds, ends):
+    with alone_in(folder):
+        holds.set()
+        ends.wait()
+
+
+def test_one_process_alone_in_a_folder(tmp_path):
+    """Until it ends; nothing is left behind."""
+    context = multiprocessing.get_context('fork')
+    holds, ends = context.Event(), context.Event()
+    folder = tmp_path / 'work'
+    other = context.Process(target=hold, args=(folder, holds, ends))
+    other.start()
+    assert holds.wait(60)
+    with pytest.raises(UserError, match='work is where another training writes to: wait'):
+        with alone_in(folder):
+            pass
+    ends.set()
+    other.join()
+    for _ in range(2):
+        with alone_in(folder):
+            pass
+    assert not list(folder.iterdir())

@@ -75,7 +75,8 @@ def demonstrate(experiment: str, options: list[str]) -> None:
 
     run(log, 'python', TOOLS / 'dataset_converters/digits.py', 'data/digits', '--formats', data)
 
-    command = ['mim', 'train', distribution(library), CONFIGS / name, '--gpus', 0, '--work-dir', work_dir]
+    command = ['mim', 'train', distribution(library), CONFIGS / name, '--gpus', 0]
+    command += ['--work-dir', work_dir]
     if options:
         command += ['--cfg-options', *options]
     seconds = run(log, *command)

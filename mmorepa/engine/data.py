@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -67,6 +69,24 @@ def image_batches(
         count -= len(images)
         if count <= 0:
             return
+
+
+@contextmanager
+def naming_broken_images() -> Iterator[None]:
+    """A context in which OpenCV's error over an image that it cannot decode becomes one line.
+
+    Raises:
+        UserError: If an image is empty, or cannot be decoded.
+    """
+    try:
+        yield
+    except cv2.error as error:
+        # Of a process that loads data: its traceback, what was wrong last.
+        reason = str(error).strip().rpartition('\n')[2]
+        raise UserError(
+            f'an image of the data is empty or cannot be decoded ({reason}): look for it with '
+            'find DATA_ROOT -size 0'
+        ) from None
 
 
 def seed_of(cfg: Config) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from torch import nn
 from ..checkpoints import load_any_form, load_checkpoint
 from ..checkpoints.files import mmengine_loads_weights_only
 from ..errors import UserError, explained_building, first_line
-from ..writing import check_folder, naming_a_full_disk
+from ..writing import alone_in, check_folder, naming_a_full_disk
 from . import cpu_amp, cpu_processes, sharding
 from .custom_hooks import add_hooks
+from .data import naming_broken_images
 from .resume import prepare_resume
 from .seeding import seed_samples
 from .squeezed_step import unwrap
@@ -136,11 +138,20 @@ def train(
     )
     if cfg.get('compile'):
         add_hooks(cfg, 'EagerOptimizerHook')
-    with explained_building(str(cfg.filename)):
+    # The other processes of one training write to the same folder.
+    is_first = all(os.environ.get(name, '0') == '0' for name in ('RANK', 'SLURM_PROCID'))
+    with (
+        explained_building(str(cfg.filename)),
+        alone_in(cfg.work_dir) if is_first else contextlib.nullcontext(),
+    ):
         runner = build_runner(cfg)
         for note in notes:
             runner.logger.warning(note)
-        with mmengine_loads_weights_only(), naming_a_full_disk(Path(cfg.work_dir, 'a checkpoint')):
+        with (
+            mmengine_loads_weights_only(),
+            naming_a_full_disk(Path(cfg.work_dir, 'a checkpoint')),
+            naming_broken_images(),
+        ):
             return runner.train()
 
 
@@ -167,7 +178,8 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
         form = load_any_form(unwrap(runner.model), state_dict, str(checkpoint))
         print_log(f'{checkpoint} is in {form} form', logger='current')
         # mmseg's metrics are NumPy numbers.
-        return {name: float(value) for name, value in runner.test().items()}
+        with naming_broken_images():
+            return {name: float(value) for name, value in runner.test().items()}
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
+import mmcv
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmorepa.engine.data import build_loader, image_batches
+from mmorepa.engine.data import build_loader, image_batches, naming_broken_images
 from mmorepa.errors import UserError
 
 #: A preprocessor that does nothing.
@@ -29,3 +30,22 @@ def test_what_a_config_lacks(tmp_path):
     cfg = Config.fromfile(tmp_path / 'some.py')
     with pytest.raises(UserError, match='some.py has no test_dataloader: wanted one'):
         build_loader(cfg, 'test_dataloader', num_workers=0)
+
+
+class Empty(torch.utils.data.Dataset):
+    """One image, whose file is empty."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return mmcv.imfrombytes(b'')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_empty_image_is_one_line(workers):
+    loader = torch.utils.data.DataLoader(Empty(), num_workers=workers)
+    with pytest.raises(UserError, match='^an image of the data is empty or .*size 0$') as info:
+        with naming_broken_images():
+            next(iter(loader))
+    assert '\n' not in str(info.value)
