@@ -5,13 +5,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmorepa.convs import ReparamConv2d
+from mmorepa.environment import distribution
 
 ROOT = Path(__file__).parents[1]
+#: Tests in which mim looks for what this package holds.
+FINDS_PACKAGES = pytest.mark.skipif(
+    distribution('mim') == 'onedl-mim',
+    reason="onedl-mim 0.5.1 takes a package's metadata folder for the package",
+)
 CONFIG = ROOT / 'configs' / 'digits' / 'orepa-resnet18_1xb64-10e_digits.py'
 
 

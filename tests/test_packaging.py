@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from support import FINDS_PACKAGES
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKED = ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'model-index.yml')
 TREES = ('mmorepa', 'configs', 'tools')
@@ -86,7 +88,9 @@ def files_below(folder):
     return {str(f.relative_to(folder)) for f in files}
 
 
-@pytest.mark.parametrize('finder', ['mim.utils', 'mmengine.utils'])
+@pytest.mark.parametrize(
+    'finder', [pytest.param('mim.utils', marks=FINDS_PACKAGES), 'mmengine.utils']
+)
 def test_the_package_is_found(install, finder):
     code = f'from {finder} import get_installed_path; print(get_installed_path("mmorepa"))'
     assert Path(install.run('-c', code).strip()) == install.package
@@ -103,6 +107,7 @@ def test_configs_tools_and_index_are_there(install):
     assert index == (ROOT / 'model-index.yml').read_text()
 
 
+@FINDS_PACKAGES
 @pytest.mark.parametrize(
     ('command', 'rest'), [('train', []), ('test', ['--checkpoint', 'some.pth'])]
 )

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mmorepa.datasets.digits import write_digits
-from support import ROOT, run
+from support import FINDS_PACKAGES, ROOT, run
 
 CONFIG = 'orepa-resnet18_1xb64-10e_digits.py'
 #: A small network, one epoch of two iterations.
@@ -138,6 +138,7 @@ def test_search_by_collection(mim):
     assert all('dbb' in name for name in names)
 
 
+@FINDS_PACKAGES
 def test_gridsearch_trains_each_rate(experiments):
     for rate, folder in experiments.items():
         assert (folder / 'epoch_1.pth').is_file()
@@ -147,6 +148,7 @@ def test_gridsearch_trains_each_rate(experiments):
         assert 'accuracy/top1' in text
 
 
+@FINDS_PACKAGES
 def test_test_finds_the_form(mim, experiments):
     checkpoint = experiments[RATES[0]] / 'epoch_1.pth'
     said = mim('test', 'mmorepa', CONFIG, '--checkpoint', checkpoint, '--gpus', '0', *OPTIONS)
