@@ -2,6 +2,7 @@
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
 
 from lab.benchmark.made_up import MIB, kernel_result, measured, network_result, results
 from mmorepa.lab.benchmark import pictures
@@ -117,3 +118,14 @@ def test_looks_are_steady(name):
     names = ['none', 'OREPA', 'MobileOne', 'some-config']
     looks = [pictures.look_of(other, names) for other in names]
     assert len(set(looks)) == len(names)
+
+
+def test_a_quartile_below_zero_is_drawn_on_a_logarithmic_axis():
+    """A time that is a difference of two may have one."""
+    upper, lower = Figure().subplots(2)
+    for axes in (upper, lower):
+        axes.errorbar([4, 8], [0.1, 0.2], yerr=[[2, 0.01], [0.02, 0.02]])
+    pictures._logarithmic(upper, lower, [4, 8])
+    upper.figure.draw_without_rendering()
+    assert upper.get_ylim()[0] > 0
+    assert len(upper.yaxis.get_ticklocs()) > 1
