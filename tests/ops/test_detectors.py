@@ -43,7 +43,9 @@ def build(name, backbone):
     cfg.backbone.pop('init_cfg', None)
     cfg.backbone.update(backbone)
     torch.manual_seed(0)
-    return MODELS.build(cfg)
+    model = MODELS.build(cfg)
+    model.init_weights()  # Deformable DETR's level embedding is bare memory before
+    return model
 
 
 def batch():
