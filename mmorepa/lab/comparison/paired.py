@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -23,6 +24,7 @@ class Difference:
         values (list[float]): The difference of each.
         time (float): How many times as long as the other the one trains: iterations times the
             step that nothing else disturbs.
+        digits (int): Behind the point, where numbers are shown. See :func:`digits_of`.
     """
 
     config: str
@@ -31,6 +33,7 @@ class Difference:
     seeds: list[int]
     values: list[float]
     time: float
+    digits: int = 2
 
     @property
     def mean(self) -> float:
@@ -52,7 +55,7 @@ class Difference:
     def sentence(self) -> str:
         """What the numbers support, and no more."""
         pairs = f'{len(self.values)} pair{"s" * (len(self.values) != 1)} of runs'
-        found = f'{self.mean:+.2f} {self.metric} on the mean of {pairs}'
+        found = f'{self.signed(self.mean)} {self.metric} on the mean of {pairs}'
         time = f'at {self.time:.2f} times its training time'
         if self.interval is None:
             return (
@@ -60,10 +63,19 @@ class Difference:
                 'what another seed would give.'
             )
         low, high = self.interval
-        within = f'95 % interval {low:+.2f} to {high:+.2f}'
+        within = f'95 % interval {self.signed(low)} to {self.signed(high)}'
         if low <= 0 <= high:
             return (
                 f'{self.config} and {self.against} cannot be told apart: {found}, {within}, {time}.'
             )
         side = 'above' if low > 0 else 'below'
         return f'{self.config} is {side} {self.against}: {found}, {within}, {time}.'
+
+    def signed(self, number: float) -> str:
+        """A difference as it is shown."""
+        return f'{number:+.{self.digits}f}'
+
+
+def digits_of(values: Iterable[float]) -> int:
+    """Digits behind the point that tell a metric's values apart: 2 for percent, 4 up to 1."""
+    return 2 if max(map(abs, values)) > 1 else 4

@@ -29,6 +29,8 @@ from .measured_run import LOG, Job, start
 from .records import read_record
 
 SECONDS_TO_END = 10
+#: Fields of a config that say what is shown or logged, not what is computed.
+SHOWN = ('visualizer', 'vis_backends', 'log_level', 'log_processor')
 
 
 @dataclass
@@ -123,7 +125,8 @@ def named(config: str) -> tuple[str, Path]:
 def digest(path: Path, cfg_options: Mapping, deterministic: bool) -> str:
     """What a run depends on beside the seed and the software, in 16 characters.
 
-    Empty where the config cannot be read: its run will say why.
+    Fields that say what is shown or logged (:data:`SHOWN`) are left out: a result does not
+    depend on them. The digest is empty where the config cannot be read: its run will say why.
     """
     try:
         # The imports take seconds and are the runs' own affair.
@@ -131,7 +134,8 @@ def digest(path: Path, cfg_options: Mapping, deterministic: bool) -> str:
         cfg.merge_from_dict(dict(cfg_options))
     except Exception:
         return ''
-    text = json.dumps([cfg.to_dict(), deterministic], sort_keys=True, default=repr)
+    fields = {name: value for name, value in cfg.to_dict().items() if name not in SHOWN}
+    text = json.dumps([fields, deterministic], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -14,7 +14,7 @@ from ...errors import UserError
 from .. import scaffold
 from ..drawing import COLOURS, grid, new_figure
 from .measured_run import WARM_UP
-from .paired import CONFIDENCE, Difference
+from .paired import CONFIDENCE, Difference, digits_of
 from .rates import Choice
 from .records import metric_of
 
@@ -191,6 +191,7 @@ def _difference(one: Summary, other: Summary, metric: str) -> Difference:
         seeds=seeds,
         values=[value[seed] - base[seed] for seed in seeds],
         time=times[0] / times[1],
+        digits=digits_of(base.values()),
     )
 
 
@@ -229,28 +230,27 @@ def _differences(differences: Sequence[Difference]) -> list[str]:
     columns = [
         scaffold.Column(f'against {differences[0].against}', lambda row: row.config, left=True),
         scaffold.Column('seeds', lambda row: ' '.join(map(str, row.seeds)), left=True),
-        scaffold.Column('difference of each', lambda row: _signed(*row.values)),
-        scaffold.Column('mean', lambda row: _signed(row.mean)),
+        scaffold.Column('difference of each', lambda row: ' '.join(map(row.signed, row.values))),
+        scaffold.Column('mean', lambda row: row.signed(row.mean)),
         scaffold.Column(
             f'{CONFIDENCE:.0%} interval of the mean',
-            lambda row: ' to '.join(_signed(end) for end in row.interval or ()),
+            lambda row: ' to '.join(map(row.signed, row.interval or ())),
         ),
         scaffold.Column('training time', lambda row: f'{row.time:.2f}×'),
     ]
     return scaffold.markdown_table(columns, differences)
 
 
-def _signed(*numbers: float) -> str:
-    return ' '.join(f'{number:+.2f}' for number in numbers)
-
-
 def _choices(choices: Sequence[Choice]) -> list[str]:
     """A row a config, a column a rate; the best in bold."""
     rates = sorted({rate for choice in choices for rate in choice.values})
+    digits = digits_of(value for choice in choices for value in choice.values.values())
 
     def column(rate: float) -> scaffold.Column:
         def cell(choice: Choice) -> str:
-            text = f'{choice.values[rate]:.4g}' if rate in choice.values else ''
+            if rate not in choice.values:
+                return ''
+            text = f'{choice.values[rate]:.{digits}f}'
             return f'**{text}**' if rate == choice.rate else text
 
         return scaffold.Column(f'rate {rate:g}', cell)
@@ -261,14 +261,16 @@ def _choices(choices: Sequence[Choice]) -> list[str]:
 
 def _cells(summary: Summary) -> list[str]:
     low, middle, high, fast = (_ms(seconds) for seconds in (*summary.steps, summary.fast_step))
-    std = '' if summary.std is None else f' ± {summary.std:.2g}'
-    deploy = f'{mean(summary.deploy_values):.4g}'
+    shown = f'.{digits_of(summary.values)}f'
+    std = '' if summary.std is None else f' ± {summary.std:{shown}}'
+    deploy = f'{mean(summary.deploy_values):{shown}}'
+    lowest, highest = (f'{end(summary.values):{shown}}' for end in (min, max))
     peak, start = max(summary.peak_bytes) / MIB, max(summary.start_bytes) / MIB
     before, after = (number / 1e6 for number in summary.parameters)
     return [
         summary.config,
         ' '.join(map(str, summary.seeds)),
-        f'{summary.mean:.4g} ({min(summary.values):.4g} to {max(summary.values):.4g}){std}',
+        f'{summary.mean:{shown}} ({lowest} to {highest}){std}',
         deploy if summary.deploy_agrees else f'**{deploy}, differs**',
         f'{middle} ({low} to {high}), {fast}',
         f'{peak:.0f} ({start:.0f})',

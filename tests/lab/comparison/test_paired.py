@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmorepa.lab.comparison.paired import Difference
+from mmorepa.lab.comparison.paired import Difference, digits_of
 
 #: Student's t of 97.5 %, from a printed table.
 T = {1: 12.706, 2: 4.303, 4: 2.776}
@@ -45,3 +45,11 @@ def test_one_pair_has_no_interval():
 )
 def test_sentence_says_what_the_numbers_support(values, words):
     assert words in difference(*values).sentence
+
+
+@pytest.mark.parametrize(
+    'values, shown', [((91.2, 0.5), '+0.00 mAP on'), ((0.345, 0.31), '+0.0023 mAP on')]
+)
+def test_digits_are_those_of_the_metric(values, shown):
+    small = Difference('a', 'b', 'mAP', [0, 1], [0.0021, 0.0025], 1.5, digits_of(values))
+    assert shown in small.sentence

@@ -253,6 +253,7 @@ class TestPlan:
             (dict(seeds=[1]), True),
             (dict(cfg_options={'model.width': 1}), True),
             (dict(cfg_options={'model.width': 2}), False),
+            (dict(cfg_options={'visualizer._scope_': 'mmpretrain', 'log_level': 'DEBUG'}), True),
             (dict(deterministic=True), False),
         ],
         ids=str,

@@ -133,8 +133,8 @@ class TestMarkdown:
         assert header.count('|') == rule.count('|') == plain.count('|') == orepa.count('|')
         cells = [
             '0 1 2',
-            '93 (90 to 96) ± 3',
-            '93',
+            '93.00 (90.00 to 96.00) ± 3.00',
+            '93.00',
             '10.5 (5.75 to 15.2), 1.95',
             '602 (500)',
             '3 → 1',
@@ -150,7 +150,7 @@ class TestMarkdown:
         choices = [Choice('plain', {0.1: 90.0, 0.2: 91.0}), Choice('orepa', {0.1: 93.0})]
         text = reports.to_markdown(reports.summarize(records, choices=choices))
         assert '| search | rate 0.1 | rate 0.2 |' in text
-        assert '| plain | 90 | **91** |\n| orepa | **93** |  |' in text
+        assert '| plain | 90.00 | **91.00** |\n| orepa | **93.00** |  |' in text
         assert '\n- The best rate of plain is the highest that was tried:' in text
         assert 'The best rate of orepa' not in text
 
