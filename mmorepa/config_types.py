@@ -19,4 +19,3 @@ def is_of_type(cfg: Any, *names: str) -> bool:
     found = cfg.get('type') if isinstance(cfg, dict) else type(cfg)
     found = found if isinstance(found, str) else getattr(found, '__name__', '')
     return found.rpartition('.')[2] in names
-

@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from mmorepa import cli
+import cli
 
 FRESH = '(default: as training starts, with load_from and init_cfg of the config)'
 

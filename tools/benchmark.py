@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from mmorepa import cli
+import cli
 
 #: The project's own targets, which a checkout has and an installed package has not.
 TARGETS = Path(__file__).with_name('targets.py')

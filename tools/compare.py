@@ -4,12 +4,11 @@
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
-
-from mmorepa import cli
+import cli
 
 
 def parse_args() -> argparse.Namespace:
+    fields, fields_for = dict_actions()
     parser = argparse.ArgumentParser(
         description='Train every config with every seed, each run in a process of its own, and '
         'compare the metric, the time of a step, memory and parameters. Prints a Markdown table; '
@@ -63,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--rates-options',
         nargs='+',
-        action=DictAction,
+        action=fields,
         default={},
         metavar='KEY=VALUE',
         help='fields of the configs to change where rates are tried: the data, for a test set '
@@ -78,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options-for',
         nargs='+',
-        action=OptionsFor,
+        action=fields_for,
         default=[],
         metavar=('PATTERN', 'KEY=VALUE'),
         help="change fields of the configs whose name (without .py) matches, '*' standing for "
@@ -94,17 +93,23 @@ def seed(text: str) -> int:
     return number
 
 
-class OptionsFor(DictAction):
-    """A pattern, then fields as ``--cfg-options`` takes them."""
+def dict_actions() -> tuple[type, type]:
+    """What reads fields, and what reads a pattern and then fields."""
+    from mmengine.config import DictAction
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        pattern, *fields = values
-        if '=' in pattern or not fields or not all('=' in text for text in fields):
-            parser.error(f'{option_string} wants a PATTERN, then KEY=VALUE: got {" ".join(values)}')
-        parsed = argparse.Namespace()
-        super().__call__(parser, parsed, fields, option_string)
-        before = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, [*before, (pattern, getattr(parsed, self.dest))])
+    class OptionsFor(DictAction):
+        def __call__(self, parser, namespace, values, option_string=None):
+            pattern, *fields = values
+            if '=' in pattern or not fields or not all('=' in text for text in fields):
+                parser.error(
+                    f'{option_string} wants a PATTERN, then KEY=VALUE: got {" ".join(values)}'
+                )
+            parsed = argparse.Namespace()
+            super().__call__(parser, parsed, fields, option_string)
+            before = getattr(namespace, self.dest)
+            setattr(namespace, self.dest, [*before, (pattern, getattr(parsed, self.dest))])
+
+    return DictAction, OptionsFor
 
 
 def main() -> int:

@@ -19,8 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from mmorepa import cli
-from mmorepa.environment import distribution
+import cli
 
 TOOLS = Path(os.path.relpath(Path(__file__).parent))
 CONFIGS = TOOLS.parent / 'configs' / 'digits'
@@ -63,6 +62,8 @@ def main() -> None:
 
 def demonstrate(experiment: str, options: list[str]) -> None:
     """Train, evaluate, convert, evaluate again, compare."""
+    from mmorepa.environment import distribution
+
     library, name, data = EXPERIMENTS[experiment]
     work_dir = WORK_DIR / experiment
     if experiment != 'pretrain':

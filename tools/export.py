@@ -3,7 +3,7 @@
 
 import argparse
 
-from mmorepa import cli
+import cli
 
 
 def parse_args() -> argparse.Namespace:

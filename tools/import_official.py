@@ -5,7 +5,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mmorepa import cli
+import cli
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'imagenet'
 

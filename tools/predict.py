@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from mmorepa import cli
+import cli
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,8 +4,9 @@ Example: python -m mmorepa.ops install
 """
 
 import argparse
+import sys
 
-from .. import cli
+from ..errors import UserError
 from . import place
 
 STATES = {
@@ -16,18 +17,23 @@ STATES = {
 }
 
 
-def main():
-    """Run the command."""
+def main() -> int:
+    """Run the command; give its exit status."""
     parser = argparse.ArgumentParser(prog='python -m mmorepa.ops', description=__doc__)
     parser.add_argument('what', choices=['install', 'uninstall', 'status'])
     what = parser.parse_args().what
-    if what == 'install':
-        print(f'{place.install()} is written')
-    elif what == 'uninstall':
-        print('removed' if place.uninstall() else 'nothing to remove')
-    else:
-        print(STATES[place.state()])
+    try:
+        if what == 'install':
+            print(f'{place.install()} is written')
+        elif what == 'uninstall':
+            print('removed' if place.uninstall() else 'nothing to remove')
+        else:
+            print(STATES[place.state()])
+    except (UserError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    sys.exit(main())

@@ -16,7 +16,7 @@ from PIL import Image
 
 pytest.importorskip('sklearn', reason='the digits come with scikit-learn')
 
-from mmorepa import cli
+import cli
 from mmorepa.datasets import canvases, digits
 from mmorepa.errors import UserError
 

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from mmorepa import cli
+import cli
 from mmorepa.datasets import fashion
 from mmorepa.errors import UserError
 from support import ROOT

@@ -64,7 +64,7 @@ def check_python(script: str, *words: str) -> None:
 
 def check_synopsis(script: str, words) -> None:
     """What a program takes, rather than a command: all its options have to be there."""
-    code = (ROOT / script).read_text() + (ROOT / 'mmorepa' / 'cli.py').read_text()
+    code = (ROOT / script).read_text() + (ROOT / 'tools' / 'cli.py').read_text()
     for option in re.findall(r'--[\w-]+', ' '.join(words)):
         if f"'{option}'" not in code:
             wrong(f'{script} has no option {option}')

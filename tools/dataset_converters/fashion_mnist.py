@@ -7,24 +7,24 @@ Example: python tools/dataset_converters/fashion_mnist.py data/fashion
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from mmorepa import cli
-from mmorepa.datasets.fashion import (
-    DEFAULT_CANVAS_SIZE,
-    DEFAULT_CANVASES,
-    FORMATS,
-    default_source,
-    write_fashion,
-)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import cli  # noqa: E402  (of tools/)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from mmorepa.datasets import fashion
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cli.add_canvas_options(parser, FORMATS, DEFAULT_CANVASES, DEFAULT_CANVAS_SIZE)
+    cli.add_canvas_options(
+        parser, fashion.FORMATS, fashion.DEFAULT_CANVASES, fashion.DEFAULT_CANVAS_SIZE
+    )
     parser.add_argument(
         '--source',
-        default=default_source(),
+        default=fashion.default_source(),
         metavar='PLACE',
         help='folder or URL with the four .gz files (%(default)s)',
     )
@@ -33,6 +33,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    from mmorepa.datasets.fashion import write_fashion
+
     written = write_fashion(
         args.out, args.formats, args.canvases, args.size, args.seed, args.force, args.source
     )

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mmorepa import cli
+import cli
 from support import ROOT
 
 

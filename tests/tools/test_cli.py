@@ -5,12 +5,15 @@ import errno
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from mmorepa import cli
+import cli
 from mmorepa.errors import UserError
 from mmorepa.writing import written_whole
+from support import ROOT
 
 LONG = 'n' * 300
 
@@ -19,9 +22,10 @@ LONG = 'n' * 300
 def own_process(monkeypatch):
     """Undo what a command does to the process, and forget what it was told."""
     monkeypatch.setattr(cli, '_received', [])
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def open_too_long(tmp_path):
@@ -73,6 +77,45 @@ def test_one_line_and_an_exit_code(main, code, line, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count('\n') == 1
     assert re.match(line, said)
+
+
+#: What each command needs to get as far as its imports.
+COMMANDS = [
+    'train.py config.py',
+    'test.py config.py a.pth',
+    'convert.py config.py a.pth b.pth',
+    'export.py config.py a.pth b.onnx',
+    'quantize.py config.py a.pth b.onnx',
+    'predict.py config.py a.pth a.png --out out',
+    'import_official.py a.pth b.pth',
+    'analyze.py branches config.py',
+    'benchmark.py r18 --out out',
+    'compare.py config.py --out out --seeds 0',
+    'demo.py',
+    'dataset_converters/digits.py out',
+    'dataset_converters/fashion_mnist.py out',
+]
+#: A torch that is interrupted while it is imported, by the signal that the environment names.
+INTERRUPTED = (
+    "import os; os.kill(os.getpid(), int(os.environ['NUMBER'])); raise ImportError('half')"
+)
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('command', COMMANDS)
+def test_a_signal_while_libraries_are_imported(command, number, code, tmp_path):
+    (tmp_path / 'torch.py').write_text(INTERRUPTED)
+    tool, *arguments = command.split()
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tools' / tool, *arguments],
+        env={**os.environ, 'PYTHONPATH': str(tmp_path), 'NUMBER': str(int(number))},
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        text=True,
+        capture_output=True,
+    )
+    assert (result.returncode, result.stderr.count('\n')) == (code, 1), result.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != '__pycache__'] == ['torch.py']
 
 
 def test_sigterm_leaves_no_half_written_file(tmp_path):

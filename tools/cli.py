@@ -1,4 +1,8 @@
-"""What the commands in ``tools/`` share."""
+"""What the commands in ``tools/`` share.
+
+This imports nothing heavy, and commands import the package inside their ``main``: ``--help`` and a
+wrong argument answer at once, and Ctrl-C is caught from the start.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .errors import UserError
-
 # MMEngine's doing; the environment holds setuptools below 81 for it.
 warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
 
@@ -20,22 +22,26 @@ warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
 def run(main: Callable[[], int | None]) -> None:
     """Run a command; end the process with its exit code.
 
-    A :class:`UserError`, a missing dependency, or a file that cannot be read or written becomes one
-    line on stderr and exit code 2. Ctrl-C becomes exit code 130 and SIGTERM 143, after what was
-    half written is removed. Any other exception keeps its traceback: it is a bug.
+    An :class:`mmorepa.errors.UserError`, a missing dependency, or a file that cannot be read or
+    written becomes one line on stderr and exit code 2. Ctrl-C becomes exit code 130 and SIGTERM
+    143, after what was half written is removed. Any other exception keeps its traceback: it is a
+    bug.
     """
+    # A shell that starts a command in the background lets it ignore Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     # A rank that waits for another one would not notice; its launcher ends all of them.
     if 'LOCAL_RANK' not in os.environ:
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = main() or 0
-    except (UserError, ImportError) as error:
-        # Libraries turn an interrupted import into an ImportError.
-        code = _say_ended() if _received else _say(f'error: {error}', 2)
-    except OSError as error:
-        code = _say(f'error: {_explained(error)}', 2)
     except KeyboardInterrupt:
         code = _say_ended()
+    except Exception as error:
+        # Libraries turn an interrupted import into an error of their own.
+        code = _say_ended() if _received else _say_error(error)
+        if code is None:
+            raise
     sys.exit(code)
 
 
@@ -43,15 +49,24 @@ def run(main: Callable[[], int | None]) -> None:
 _received: list[int] = []
 
 
-def _terminate(number: int, frame: object) -> None:
+def _interrupt(number: int, frame: object) -> None:
     _received.append(number)
     raise KeyboardInterrupt
 
 
 def _say_ended() -> int:
-    if _received:
+    if signal.SIGTERM in _received:
         return _say('ended by SIGTERM', 128 + signal.SIGTERM)
     return _say('interrupted', 128 + signal.SIGINT)
+
+
+def _say_error(error: Exception) -> int | None:
+    errors = sys.modules.get('mmorepa.errors')  # not imported, it raised nothing
+    if isinstance(error, (ImportError, *([errors.UserError] if errors else []))):
+        return _say(f'error: {error}', 2)
+    if isinstance(error, OSError):
+        return _say(f'error: {_explained(error)}', 2)
+    return None
 
 
 def _say(text: str, code: int) -> int:
