@@ -141,6 +141,8 @@ def naming_a_full_disk(path: str | os.PathLike) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         cause = error
         # Writers in C++ raise an error of their own in front of it.

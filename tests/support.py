@@ -1,6 +1,9 @@
 """What the tests share that is no fixture."""
 
+import multiprocessing
+import resource
 import subprocess
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest import mock
@@ -12,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmorepa.convs import ReparamConv2d
 from mmorepa.environment import distribution
+from mmorepa.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 #: Tests in which mim looks for what this package holds.
@@ -33,6 +37,34 @@ def run(folder: Path, *command, code: int = 0) -> str:
     output = result.stdout + result.stderr
     assert result.returncode == code, output
     return output
+
+
+def on_a_full_disk(action: Callable[[], object], space: int = 4096) -> str:
+    """Do something in a forked process that can write no file of more than ``space`` bytes.
+
+    Returns:
+        str: What its UserError says. It is empty if there was none; the process may have crashed.
+    """
+    context = multiprocessing.get_context('fork')
+    receiver, sender = context.Pipe(duplex=False)
+
+    def limited():
+        torch.set_num_threads(1)  # threads do not survive a fork
+        resource.setrlimit(resource.RLIMIT_FSIZE, (space, space))
+        try:
+            action()
+        except UserError as error:
+            sender.send(str(error))
+
+    process = context.Process(target=limited)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return ''
+    finally:
+        process.join()
 
 
 def make_trained_like(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -178,8 +178,9 @@ def save_checkpoint(checkpoint: dict, path: str | os.PathLike, replace: bool = T
         content = _plain(checkpoint)
     except RecursionError:
         raise UserError(f'{path} is not written: the checkpoint nests values too deep') from None
-    with written_whole(path, replace) as temporary:
-        torch.save(content, temporary)
+    # A file of Python's: torch's own does not say why it cannot write.
+    with written_whole(path, replace) as temporary, open(temporary, 'wb') as file:
+        torch.save(content, file)
 
 
 @contextlib.contextmanager

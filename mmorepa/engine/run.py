@@ -149,7 +149,7 @@ def train(
             runner.logger.warning(note)
         with (
             mmengine_loads_weights_only(),
-            naming_a_full_disk(Path(cfg.work_dir, 'a checkpoint')),
+            naming_a_full_disk(cfg.work_dir),
             naming_broken_images(),
         ):
             return runner.train()

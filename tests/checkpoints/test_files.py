@@ -11,6 +11,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 
 from mmorepa.checkpoints.files import load_checkpoint, save_checkpoint
 from mmorepa.errors import UserError
+from support import on_a_full_disk
 
 STATE = OrderedDict(weight=torch.arange(3.0))
 
@@ -140,3 +141,10 @@ class TestSave:
             nothing=None,
         )
         assert torch.equal(loaded['state_dict']['weight'], STATE['weight'])
+
+
+def test_a_full_disk(tmp_path):
+    path = tmp_path / 'a.pth'
+    said = on_a_full_disk(lambda: save_checkpoint({'state_dict': {'a': torch.ones(9999)}}, path))
+    assert f'{path} cannot be written: File too large' in said
+    assert not list(tmp_path.iterdir())

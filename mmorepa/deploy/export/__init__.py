@@ -2,7 +2,7 @@
 
 from .exporting import Export, export
 from .format_options import OPSET
-from .onnx_file import export_onnx, node_counts
+from .onnx_file import node_counts, write_onnx
 from .tensor_model import TensorModel
 
-__all__ = ['OPSET', 'Export', 'TensorModel', 'export', 'export_onnx', 'node_counts']
+__all__ = ['OPSET', 'Export', 'TensorModel', 'export', 'write_onnx', 'node_counts']

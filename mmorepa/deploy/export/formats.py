@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import torch_program, torchscript
 from .format_options import FormatOptions
-from .onnx_file import export_onnx, needed, node_counts
+from .onnx_file import needed, node_counts, write_onnx
 
 #: From an input to the outputs.
 Network = Callable[[Tensor], list[Tensor]]
@@ -39,7 +39,7 @@ class Format:
 def _write_onnx(
     model: nn.Module, path: Path, sample: Tensor, options: FormatOptions
 ) -> Counter[str]:
-    export_onnx(
+    write_onnx(
         model,
         path,
         sample,

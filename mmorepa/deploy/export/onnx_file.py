@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from ...engine.quiet import quiet_torch
 from ...errors import UserError, first_line
-from ...writing import written_whole
 from .adaptive_pool import sizeless_pools
 from .format_options import OPSET
 
 
-def export_onnx(
+def write_onnx(
     model: nn.Module,
     path: str | os.PathLike,
     sample: Tensor,
@@ -30,7 +29,7 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a module as an ONNX file that ``onnx.checker`` accepts, whole or not at all.
+    """Write a module as an ONNX file that ``onnx.checker`` accepts.
 
     This uses torch's TorchScript-based exporter. The module is exported in eval mode and as it is:
     bring it into the deploy form first.
@@ -67,22 +66,21 @@ def export_onnx(
             axes[name] = {0: 'batch'}
             if output.dim() == 4:
                 axes[name].update({2: f'{name}_height', 3: f'{name}_width'})
-        with written_whole(path) as temporary:
-            with quiet_torch(), sizeless_pools(model, None if dynamic else sample):
-                _export(
-                    model,
-                    sample,
-                    temporary,
-                    opset_version=opset,
-                    input_names=list(input_names),
-                    output_names=names,
-                    dynamic_axes=axes if dynamic else None,
-                )
-            graph = onnx.load(temporary)
-            if metadata:
-                onnx.helper.set_model_props(graph, dict(metadata))
-                onnx.save(graph, temporary)
-            onnx.checker.check_model(graph, full_check=True)
+        with quiet_torch(), sizeless_pools(model, None if dynamic else sample):
+            _export(
+                model,
+                sample,
+                path,
+                opset_version=opset,
+                input_names=list(input_names),
+                output_names=names,
+                dynamic_axes=axes if dynamic else None,
+            )
+        graph = onnx.load(path)
+        if metadata:
+            onnx.helper.set_model_props(graph, dict(metadata))
+            onnx.save(graph, path)
+        onnx.checker.check_model(graph, full_check=True)
     finally:
         for module, mode in modes.items():
             module.training = mode

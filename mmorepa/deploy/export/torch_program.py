@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -37,9 +38,10 @@ def write_program(
         UserError: If this torch cannot do it at all, or not for this module.
     """
     program = export_program(model, sample, options.dynamic)
-    # Not by its name, from which torch wants the ending .pt2.
-    with open(path, 'wb') as file:
-        torch.export.save(program, file, extra_files=options.extra_files)
+    # Not into the file: torch wants the ending .pt2 of its name, and aborts where a disk is full.
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=options.extra_files)
+    path.write_bytes(content.getbuffer())
     return operators(program)
 
 

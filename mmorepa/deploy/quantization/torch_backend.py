@@ -101,4 +101,7 @@ def save_script(
     model._modules = dict(model._modules, backbone=backbone)
     with quiet_torch(), torch.no_grad(), written_whole(path) as temporary:
         # A trace of int8 modules cannot be compared with itself to the last digit.
-        torch.jit.trace(TensorModel(model), sample, check_trace=False).save(str(temporary))
+        script = torch.jit.trace(TensorModel(model), sample, check_trace=False)
+        # Not by its name: torch would abort where the disk is full.
+        with open(temporary, 'wb') as file:
+            torch.jit.save(script, file)

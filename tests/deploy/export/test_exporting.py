@@ -18,7 +18,7 @@ from mmorepa.datasets.digits import write_imagenet
 from mmorepa.deploy.export import export, float16
 from mmorepa.deploy.export.formats import FORMATS
 from mmorepa.errors import UserError
-from support import ROOT, make_trained_like
+from support import ROOT, make_trained_like, on_a_full_disk
 
 SIZE = (32, 32)
 
@@ -157,6 +157,20 @@ def test_images_of_the_test_set(checkpoint, tmp_path):
         export(cfg, path, tmp_path / 'b.onnx', size=SIZE, images=1)
 
 
+def test_an_interruption_leaves_the_old_file(checkpoint, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    cfg, path = checkpoint()
+    out = tmp_path / 'a.onnx'
+    out.write_text('old')
+    monkeypatch.setattr(onnx.checker, 'check_model', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(cfg, path, out, size=SIZE, force=True)
+    assert out.read_text() == 'old'
+    assert sorted(os.listdir(tmp_path)) == ['a.onnx', path.name]
+
+
 class TestRefusals:
     def refused(self, message, tmp_path, *args, **kwargs):
         before = sorted(os.listdir(tmp_path))
@@ -184,6 +198,15 @@ class TestRefusals:
         assert out.read_text() == 'old'
         assert export(cfg, path, out, size=SIZE, force=True).out == out
         onnx.checker.check_model(str(out))
+
+    @pytest.mark.parametrize('format', [name for name in FORMATS if name != 'aot-inductor'])
+    def test_a_full_disk(self, format, checkpoint, tmp_path):
+        """AOTInductor's compiler meets it before the file is written."""
+        cfg, path = checkpoint()
+        out = tmp_path / f'a{FORMATS[format].suffix()}'
+        said = on_a_full_disk(lambda: export(cfg, path, out, format, size=SIZE))
+        assert f'{out} cannot be written: File too large' in said
+        assert os.listdir(tmp_path) == [path.name]
 
     def test_the_checkpoint_itself(self, checkpoint, tmp_path):
         cfg, path = checkpoint()

@@ -14,7 +14,7 @@ from mmorepa.deploy.quantization import Settings, open_int8
 from mmorepa.deploy.quantization.layers import Noise
 from mmorepa.deploy.quantization.torch_backend import int8_backbone, quantize_torch
 from mmorepa.errors import UserError
-from support import make_trained_like
+from support import make_trained_like, on_a_full_disk
 
 LEAST_SQNR = 15.0  # dB; a wrong scale or a lost bias leaves some 0 dB
 
@@ -69,3 +69,10 @@ def test_a_backbone_that_cannot_be_traced_gets_one_line(images):
     with pytest.raises(UserError, match='cannot trace OREPAResNet .* set with_cp=False') as raised:
         int8_backbone(backbone, Settings('torch'), images)
     assert '\n' not in str(raised.value)
+
+
+def test_a_full_disk(model, images, tmp_path):
+    path, settings = tmp_path / 'int8.pt', Settings('torch', method='minmax')
+    said = on_a_full_disk(lambda: quantize_torch(model, path, settings, images))
+    assert f'{path} cannot be written: File too large' in said
+    assert not list(tmp_path.iterdir())
