@@ -1,6 +1,7 @@
-"""Draw docs/quantization_ranges_*.png and print its table: python docs/quantization.py FOLDER.
+"""Print the tables of docs/quantization.md: python docs/quantization.py FOLDER [--draw].
 
 The folder is what ``tools/compare.py CONFIG... --out FOLDER`` left: networks by config and seed.
+``--draw`` draws docs/quantization_ranges_*.png as well.
 """
 
 import argparse
@@ -8,7 +9,6 @@ import tempfile
 from pathlib import Path
 from statistics import mean, median
 
-from mmorepa import cli
 from mmorepa.deploy.quantization import Settings, layer_report, quantize
 from mmorepa.deploy.quantization.layer_plots import draw_ranges
 from mmorepa.engine.run import load_config
@@ -30,6 +30,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folder', type=Path, help='what tools/compare.py wrote with --out')
+    parser.add_argument('--draw', action='store_true', help='draw the pictures')
     return parser.parse_args()
 
 
@@ -45,7 +46,9 @@ def main() -> None:
     print('| network | peak | spread | weight SQNR | float | lost, per channel | per tensor |')
     print('|---|--:|--:|--:|--:|--:|--:|')
     for name, title in NETWORKS.items():
-        (runs,) = args.folder.glob(f'{name}_*_digits')
+        runs = next((f for sign in '_-' for f in args.folder.glob(f'{name}{sign}*')), None)
+        if runs is None:
+            continue
         found = [look(folder) for folder in sorted(runs.glob('seed*'))]
         firsts[title] = found[0]['report']
         cells = [title]
@@ -58,6 +61,8 @@ def main() -> None:
             losses = [row[key] for row in found]
             cells.append(f'{mean(losses):.2f} ({min(losses):.2f} to {max(losses):.2f})')
         print(f'| {" | ".join(cells)} |', flush=True)
+    if not args.draw:
+        return
     for family in ('ResNet-18', 'RepVGG-A0'):
         titles = [title for title in firsts if title.startswith(family)]
         picture = PICTURE.with_stem(f'{PICTURE.stem}_{family.split("-")[0].lower()}')
@@ -92,4 +97,4 @@ def look(folder: Path) -> dict:
 
 
 if __name__ == '__main__':
-    cli.run(main)
+    main()

@@ -79,10 +79,10 @@ class _Children(fx.Tracer):
 
 def _calls_of(module: nn.Module) -> fx.Graph | None:
     """What a module does with its children, None where its flow of control depends on its input."""
-    arguments = inspect.signature(module.forward).parameters.values()
-    defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
     attributes = dict(vars(module))
     try:
+        arguments = inspect.signature(module.forward).parameters.values()
+        defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
         return _Children().trace(module, defaults)
     except Exception:  # of the module's own code, which was not written for this
         return None
