@@ -317,7 +317,8 @@ class TestLifeCycle:
         def kernel(*values):
             return torch.func.functional_call(conv.kernel, dict(zip(names, values)), ())
 
-        assert torch.autograd.gradcheck(kernel, values)
+        # The stem has so many parameters that a random projection of them has to do.
+        assert torch.autograd.gradcheck(kernel, values, fast_mode=kernel_size == 7)
 
     def test_optimizer_step_lowers_the_loss(self):
         torch.manual_seed(0)
