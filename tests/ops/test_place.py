@@ -1,6 +1,9 @@
 """Where the operators are put, and what is said of names that are missing."""
 
 import ast
+import contextlib
+import io
+import multiprocessing
 import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -13,6 +16,7 @@ import torch
 from mmorepa.errors import UserError
 from mmorepa.ops import extension as OURS
 from mmorepa.ops import install, state, uninstall
+from mmorepa.ops.__main__ import main
 from support import ROOT
 
 LOADER = """
@@ -49,20 +53,27 @@ def python(site, code, *more, check=True):
     return result.stdout + result.stderr
 
 
+def forked(site, code):
+    """As ``python``, but forked from this process, which has imported the libraries, mmcv apart."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def run():
+        for name in [name for name in sys.modules if name.partition('.')[0] == 'mmcv']:
+            del sys.modules[name]
+        sys.path.insert(0, str(site))
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            exec(code, {})
+        sender.send(output.getvalue())
+
+    process = multiprocessing.get_context('fork').Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return receiver.recv()
+
+
 def compile_into(folder):
     (folder / f'_ext{EXTENSION_SUFFIXES[0]}').write_bytes(b'a library')
-
-
-def command(site, what, code=0):
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-m', 'mmorepa.ops', what],
-        cwd=site,
-        env={'PYTHONPATH': f'{site}:{ROOT}'},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == code, result.stderr
-    return (result.stdout + result.stderr).strip()
 
 
 class TestInstall:
@@ -124,7 +135,7 @@ class TestInstalled:
 
     def test_serves_what_is_imported(self, site, folder):
         install(folder)
-        assert python(site, self.USE) == '[0]\n'
+        assert forked(site, self.USE) == '[0]\n'
 
     def test_without_mmorepa_says_what_to_do(self, site, folder):
         install(folder)
@@ -149,18 +160,18 @@ class TestInstalled:
 class TestProvide:
     def test_for_a_process(self, site):
         code = 'import mmorepa.ops as o; print(o.provide(), o.provide()); ' + TestInstalled.USE
-        assert python(site, code) == 'True False\n[0]\n'
+        assert forked(site, code) == 'True False\n[0]\n'
         assert not (site / 'mmcv/_ext.py').exists()
 
     def test_touches_no_other(self, site, folder):
         (folder / '_ext.py').write_text('nms = None\n')
         code = 'import mmorepa.ops as o; print(o.provide()); import mmcv._ext as e; print(e.nms)'
-        assert python(site, code) == 'False\nNone\n'
+        assert forked(site, code) == 'False\nNone\n'
 
     def test_touches_no_compiled_one(self, site, folder):
         compile_into(folder)
         code = 'import mmorepa.ops as o, sys; print(o.provide(), "mmcv._ext" in sys.modules)'
-        assert python(site, code) == 'False False\n'
+        assert forked(site, code) == 'False False\n'
 
     def test_mmcv_finds_it(self):
         # Where the environment has compiled ones, those.
@@ -178,19 +189,37 @@ class TestProvide:
 
 
 class TestCommand:
-    def test_says_what_is_there(self, site, folder):
-        assert command(site, 'status').startswith('no operators are there')
-        assert command(site, 'install') == f'{folder / "_ext.py"} is written'
-        assert command(site, 'status').startswith('operators of mmorepa are there')
-        assert command(site, 'uninstall') == 'removed'
-        assert command(site, 'uninstall') == 'nothing to remove'
+    @pytest.fixture
+    def command(self, folder, monkeypatch, capsys):
+        """Runs the command where the environment's mmcv is that of ``folder``."""
+        monkeypatch.setattr('mmorepa.ops.place._mmcv', lambda: folder)
 
-    def test_refuses_in_one_line(self, site, folder):
+        def run(what, code=0):
+            monkeypatch.setattr('sys.argv', ['mmorepa.ops', what])
+            assert main() == code
+            return ''.join(capsys.readouterr()).strip()
+
+        return run
+
+    def test_says_what_is_there(self, command, folder):
+        assert command('status').startswith('no operators are there')
+        assert command('install') == f'{folder / "_ext.py"} is written'
+        assert command('status').startswith('operators of mmorepa are there')
+        assert command('uninstall') == 'removed'
+        assert command('uninstall') == 'nothing to remove'
+
+    def test_refuses_in_one_line(self, command, folder):
         compile_into(folder)
-        assert command(site, 'status').startswith("mmcv's compiled operators are there")
-        output = command(site, 'install', code=2)
+        assert command('status').startswith("mmcv's compiled operators are there")
+        output = command('install', code=2)
         assert output.startswith(f'error: {folder} has compiled operators')
         assert len(output.splitlines()) == 1
+
+    def test_in_a_process(self, site):
+        output = python(
+            site, 'import runpy; runpy.run_module("mmorepa.ops", {}, "__main__")', check=False
+        )
+        assert 'usage: python -m mmorepa.ops' in output
 
 
 def names_that_mmcv_loads():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ...writing import write_figure
 
@@ -47,7 +48,8 @@ def draw_layers(report: LayerReport, path: str | os.PathLike) -> None:
     values = [report.lost(layer.metrics) for layer in layers]
     lost.barh(rows, values, color=BLUE, height=0.6)
     lost.axvline(0, color='black', linewidth=0.8)
-    lost.set_xlabel(f'lost of {report.metric}' if report.metric else 'not evaluated')
+    lost.set_xlabel(f'{report.metric} lost' if report.metric else 'not evaluated')
+    lost.xaxis.set_major_locator(MaxNLocator(4))
     if not any(values) or math.isnan(values[0]):
         lost.set_xlim(-1, 1)
         lost.text(0.05, (len(layers) - 1) / 2, 'nothing' if report.metric else '-')

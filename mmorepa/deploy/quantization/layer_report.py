@@ -121,20 +121,22 @@ def table(report: LayerReport) -> Table:
     scales = 'a scale a channel' if found.per_channel else 'one scale a weight'
     shown = Table(
         title=f'{report.config}, {report.checkpoint}: each layer alone in int8, {scales}',
-        caption='peak: largest weight over their standard deviation, and before folding; spread: '
-        'largest channel over the median one;\nSQNR in dB, of the weight with a scale a channel | '
-        'with one scale, of the input, of the output, of the network;\n'
-        f'{report.calibration} calibration images, seed {report.seed}; '
-        f'lost of {report.metric or "nothing: not evaluated"}',
+        caption='weights, inputs: the smallest and the largest, inputs on the calibration images; '
+        'peak: the largest weight over the standard deviation; spread: the largest channel over '
+        'the median one; both before folding → folded;\nweight (a scale a channel | one scale), '
+        'input, output, network: SQNR in dB;\n'
+        f'lost: {report.metric or "not evaluated"}; '
+        f'{report.calibration} calibration images, seed {report.seed}',
     )
     shown.add_column('layer', no_wrap=True)
-    for column in ('min', 'max', 'peak', 'spread', 'weight', 'input', 'output', 'network', 'lost'):
+    ranges = ('weights', 'inputs', 'peak', 'spread')
+    for column in (*ranges, 'weight', 'input', 'output', 'network', 'lost'):
         shown.add_column(column, justify='right', no_wrap=True)
     for layer in found.layers:
         shown.add_row(
             layer.name,
-            f'{layer.low:.3f}',
-            f'{layer.high:.3f}',
+            f'{layer.low:.2f} to {layer.high:.2f}',
+            '{:.2f} to {:.2f}'.format(*layer.input_range),
             *_before_and_after(layer),
             f'{layer.weight_sqnr:.1f} | {layer.tensor_weight_sqnr:.1f}',
             *(f'{v:.1f}' for v in (layer.input_sqnr, layer.output_sqnr, layer.network_sqnr)),

@@ -43,9 +43,10 @@ def text_of(made):
 def test_table(made):
     lines = text_of(made).splitlines()
     row = next(line for line in lines if ' conv1 ' in line).replace('│', ' ').split()
-    assert row == 'conv1 -1.500 2.000 3.0 → 4.0 1.2 → 1.5 40.0 | 33.0 45.0 39.0 50.0 1.00'.split()
+    ranges = '-1.50 to 2.00 0.00 to 1.00'
+    assert row == f'conv1 {ranges} 3.0 → 4.0 1.2 → 1.5 40.0 | 33.0 45.0 39.0 50.0 1.00'.split()
     assert next(line for line in lines if 'all layers' in line).split()[-2] == '2.50'
-    assert any('lost of accuracy/top1' in line for line in lines)
+    assert any('lost: accuracy/top1' in line for line in lines)
 
 
 def test_table_without_evaluation(made):
