@@ -46,6 +46,11 @@ class NonFiniteHook(Hook):
     # Before the checkpoint is written and the one that it replaces is removed.
     priority = 'LOW'
 
+    def before_run(self, runner) -> None:
+        """Keep the check out of what ``compile=True`` compiles."""
+        if runner.cfg.get('compile'):  # to import torch's compiler takes most of a second
+            self._check_loss = torch.compiler.disable(self._check_loss)
+
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Check the loss of this iteration; copies of the model made between two have no hook."""
         check = partial(self._check_loss, runner)
@@ -65,7 +70,6 @@ class NonFiniteHook(Hook):
         """Refuse to write a network that is not finite, whatever triggered the checkpoint."""
         self._check_weights(runner)
 
-    @torch.compiler.disable
     def _check_loss(self, runner, model: nn.Module, args: tuple, kwargs: dict, losses: Any) -> None:
         if kwargs.get('mode') != 'loss' or not isinstance(losses, dict):
             return
