@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
-from statistics import mean, median, quantiles, stdev
+from statistics import mean, quantiles, stdev
 
 from ... import writing
 from ...errors import UserError
@@ -40,7 +40,6 @@ class Summary:
             seconds of an iteration, over those that the records of all runs keep.
         fast_step (float): What a twentieth of these iterations stay below: the step where nothing
             else disturbs it.
-        run_steps (list[float]): The median of each run.
         iterations (int): Of a run.
         peak_bytes (list[int]): Peak memory.
         start_bytes (list[int]): Of it, before the first iteration.
@@ -54,7 +53,6 @@ class Summary:
     deploy_values: list[float]
     steps: tuple[float, float, float]
     fast_step: float
-    run_steps: list[float]
     iterations: int
     peak_bytes: list[int]
     start_bytes: list[int]
@@ -171,7 +169,6 @@ def _summary(records: Sequence[dict], metric: str) -> Summary:
         deploy_values=[record['deploy_metrics'][metric] for record in records],
         steps=tuple(percentile(together, percent) for percent in (25, 50, 75)),
         fast_step=percentile(together, 5),
-        run_steps=[median(run) for run in steps],
         iterations=records[0]['iterations'],
         peak_bytes=[record['peak_bytes'] for record in records],
         start_bytes=[record['start_bytes'] for record in records],
@@ -330,23 +327,21 @@ def write_json(report: Report, path: str | os.PathLike) -> None:
 
 
 def write_plot(report: Report, path: str | os.PathLike) -> None:
-    """Draw the metric against the time of a step, as a PNG; written whole or not at all.
+    """Draw the metric against the time of training, as a PNG; written whole or not at all.
 
-    A mark at the mean and the median, bars from the lowest to the highest seed and between the
-    quartiles of the iterations, a dot for each run.
+    A mark at the mean, a bar from the lowest to the highest seed, a dot for each run.
     """
-    figure = new_figure(9, 5)
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     names = short_names([summary.config for summary in report.summaries])
     for number, (summary, name) in enumerate(zip(report.summaries, names)):
         colour = COLOURS[number % len(COLOURS)]
-        low, middle, high = (1e3 * seconds for seconds in summary.steps)
-        run_steps = [1e3 * seconds for seconds in summary.run_steps]
-        axes.plot(run_steps, summary.values, '.', color=colour, alpha=0.5, markersize=5)
+        minutes = summary.iterations * summary.fast_step / 60
+        runs = [minutes] * len(summary.values)
+        axes.plot(runs, summary.values, '.', color=colour, alpha=0.5, markersize=5)
         axes.errorbar(
-            middle,
+            minutes,
             summary.mean,
-            xerr=[[middle - low], [high - middle]],
             yerr=[
                 [summary.mean - min(summary.values)],
                 [max(summary.values) - summary.mean],
@@ -358,7 +353,7 @@ def write_plot(report: Report, path: str | os.PathLike) -> None:
             label=name,
         )
     axes.set_xlabel(
-        'a training step, ms: median of all steps (mark), quartiles (bar), median of a run (dot)\n'
+        'training time, minutes: iterations times the fastest 5 % of steps\n'
         + '; '.join(report.machines)
     )
     axes.set_ylabel(f'{report.metric}: mean (mark),\nlowest to highest seed (bar), a run (dot)')

@@ -66,14 +66,12 @@ class TestSummarize:
         summary = reports.summarize(records[:1]).summaries[0]
         assert summary.steps == pytest.approx((0.00575, 0.0105, 0.01525))
         assert summary.fast_step == pytest.approx(0.00195)
-        assert summary.run_steps == pytest.approx([0.0105])
 
     def test_steps_of_all_runs_count(self):
         runs = [record('x', 0, 1), record('x', 1, 1, step_seconds=[1.0] * 20)]
         summary = reports.summarize(runs).summaries[0]
         together = [*runs[0]['step_seconds'], *[1.0] * 20]
         assert summary.steps[1] == pytest.approx(median(together))
-        assert summary.run_steps == pytest.approx([0.0105, 1])
 
     @pytest.mark.parametrize('metric, value', [(None, 90), ('top1', 90), ('top|5', 99)])
     def test_metric_is_the_first_or_the_one_asked_for(self, records, metric, value):
