@@ -21,6 +21,7 @@ from pathlib import Path
 from mmengine.config import Config, utils
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / 'tools'))  # as it is for the programs there
 
 
 def check(program: str, *words: str) -> None:

@@ -48,8 +48,8 @@ def arguments(script: str, words: list[str]) -> list[str]:
 
 if __name__ == '__main__':
     _, script, *words = sys.argv
+    sys.path[0] = os.path.dirname(os.path.realpath(script))
     if 'def parse_args' in Path(script).read_text(encoding='utf-8'):
         words += arguments(script, words)
     sys.argv = [script, *words]
-    sys.path[0] = os.path.dirname(os.path.realpath(script))
     runpy.run_path(script, run_name='__main__')
