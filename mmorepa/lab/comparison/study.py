@@ -119,7 +119,9 @@ def named(config: str) -> tuple[str, Path]:
     name, equals, file = config.partition('=')
     if equals and name and '/' not in name and not Path(config).is_file():
         return name, Path(file)
-    return Path(config).stem, Path(config)
+    path = Path(config)
+    # A name may have a point in it, such as that of a width.
+    return path.stem if path.suffix in ('.py', '.json', '.yaml', '.yml') else path.name, path
 
 
 def digest(path: Path, cfg_options: Mapping, deterministic: bool) -> str:

@@ -246,6 +246,10 @@ class TestPlan:
         assert one.folder != wide.folder
         assert one.settings != wide.settings
 
+    @pytest.mark.parametrize('text', ['a-w0.25_x', 'configs/a-w0.25_x.py', 'a-w0.25_x=other.py'])
+    def test_a_name_may_have_a_point(self, text):
+        assert compare.named(text)[0] == 'a-w0.25_x'
+
     @pytest.mark.parametrize(
         'change, same',
         [
