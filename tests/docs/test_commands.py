@@ -15,10 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from docs.command_server import Server
 from docs.not_run import NOT_RUN, reason
 from docs.pages import Block, Command, blocks, commands, pages
 
+from command_server import Server
 from support import ROOT
 
 HERE = Path(__file__).parent

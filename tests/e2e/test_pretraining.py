@@ -5,11 +5,14 @@ import os
 import re
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
+import demo
+from command_server import Server
 from mmorepa.checkpoints import load_checkpoint
 from support import CONFIG, ROOT, run
 
@@ -37,6 +40,21 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp('demo')
     (folder / 'demo.log').write_text(run(folder, *tool('demo.py'), *OPTIONS))
     return folder
+
+
+@pytest.fixture(scope='module')
+def command(workplace):
+    """Runs a tool in that folder, in a process forked from one that has imported the libraries."""
+    server = Server(workplace, {'PYTHONPATH': str(ROOT)})
+
+    def run_tool(name, *arguments, code=0):
+        words = [str(ROOT / 'tools' / name), *map(str, arguments)]  # or an absolute path
+        found, text = server.run(words, {})
+        assert found == code, text
+        return text
+
+    yield run_tool
+    server.close()
 
 
 @pytest.fixture(scope='module')
@@ -90,41 +108,58 @@ def test_demo(workplace, trained):
         ),
     ],
 )
-def test_demo_of_finetuning(workplace, experiment, options):
+def test_demo_of_finetuning(workplace, trained, command, experiment, options, monkeypatch, capsys):
+    """Its steps, forked; mim's part of the training is what the demo of pretraining has."""
+
+    def step(log, program, script, *arguments):
+        if program == 'mim':
+            library, config, gpus, number, *arguments = arguments
+            assert (script, gpus, number) == ('train', '--gpus', 0)
+            script = Path(import_module(library.replace('mmsegmentation', 'mmseg')).__path__[0])
+            script, arguments = script / '.mim/tools/train.py', [config, *arguments]
+        with log.open('a') as file:
+            file.write(command(script, *arguments))
+        return 1.0
+
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(demo, 'run', step)
+    monkeypatch.setattr(demo, 'TOOLS', ROOT / 'tools')
+    monkeypatch.setattr(demo, 'CONFIGS', ROOT / 'configs' / 'digits')
     narrow = ['model.backbone.base_channels=8', 'model.backbone.stem_channels=8']
     narrow += ['train_dataloader.dataset.indices=80']
     narrow += [f'{loader}_dataloader.dataset.indices=50' for loader in ('val', 'test')]
-    shown = run(workplace, *tool('demo.py'), experiment, '--cfg-options', *narrow, *options)
-    text = (workplace / f'work_dirs/demo/{experiment}.log').read_text()
+    demo.demonstrate(experiment, [*narrow, *options])
+    text = Path(f'work_dirs/demo/{experiment}.log').read_text()
     assert re.search(r'loaded all \d+ tensors of work_dirs/demo/pretrain/epoch_2.pth', text)
     metrics = [
-        json.loads((workplace / f'work_dirs/demo/{experiment}/{form}.json').read_text())
+        json.loads(Path(f'work_dirs/demo/{experiment}/{form}.json').read_text())
         for form in ('training', 'deploy')
     ]
     assert metrics[0] == pytest.approx(metrics[1], abs=5e-4)
+    shown = capsys.readouterr().out
     relative = re.search(r'raw outputs for 50 validation images: .*relative (\S+),', shown)
     assert float(relative[1]) < 1e-4
 
 
-def test_keep_bn_with_metrics_before_and_after(workplace, trained):
-    text = run(workplace, *tool('convert.py'), *trained, 'squeezed.pth', '--keep-bn', '--verify')
+def test_keep_bn_with_metrics_before_and_after(workplace, trained, command):
+    text = command('convert.py', *trained, 'squeezed.pth', '--keep-bn', '--verify')
     assert '17 blocks squeezed, 0 BatchNorms folded' in text
     metrics = re.search(r'on the test set: (.*) before, (.*) after', text)
     assert metrics[1] == metrics[2]
     assert 'accuracy/top1' in metrics[1]
 
 
-def test_training_config_takes_the_deploy_checkpoint(workplace, trained):
+def test_training_config_takes_the_deploy_checkpoint(workplace, trained, command):
     deploy = 'work_dirs/demo/pretrain/deploy.pth'
-    text = run(workplace, *tool('test.py'), trained[0], deploy, '--out', 'metrics.json')
+    text = command('test.py', trained[0], deploy, '--out', 'metrics.json')
     assert 'is in deploy form' in text
     expected = (workplace / 'work_dirs/demo/pretrain/training.json').read_text()
     assert (workplace / 'metrics.json').read_text() == expected
 
 
-def test_converting_twice_says_so(workplace, trained):
+def test_converting_twice_says_so(workplace, trained, command):
     deploy = 'work_dirs/demo/pretrain/deploy.pth'
-    text = run(workplace, *tool('convert.py'), trained[0], deploy, 'again.pth')
+    text = command('convert.py', trained[0], deploy, 'again.pth')
     assert 'is in deploy form already: nothing to convert' in text
     assert (workplace / 'again.pth').exists()
 
@@ -148,18 +183,16 @@ print('right:', right)
     assert int(re.search(r'right: (\d+)', text)[1]) > LEARNED
 
 
-def test_training_goes_on_where_it_stopped(workplace, trained, tmp_path):
-    for name in ('data', 'work_dirs'):
-        shutil.copytree(workplace / name, tmp_path / name)
-    options = ['--work-dir', 'work_dirs/demo/pretrain', '--cfg-options', 'train_cfg.max_epochs=3']
-    text = run(tmp_path, *tool('train.py'), trained[0], '--resume', *options)
+def test_training_goes_on_where_it_stopped(workplace, trained, command):
+    shutil.copytree(workplace / 'work_dirs/demo/pretrain', workplace / 'longer')
+    options = ['--work-dir', 'longer', '--cfg-options', 'train_cfg.max_epochs=3']
+    text = command('train.py', trained[0], '--resume', *options)
     assert 'resumed epoch: 2' in text
-    checkpoint = load_checkpoint(tmp_path / 'work_dirs/demo/pretrain/epoch_3.pth')
-    assert checkpoint['meta']['epoch'] == 3
+    assert load_checkpoint(workplace / 'longer/epoch_3.pth')['meta']['epoch'] == 3
 
 
 @pytest.mark.parametrize(
-    'command, message',
+    'words, message',
     [
         (['train.py', 'missing.py'], 'no config at missing.py'),
         (['test.py', CONFIG, 'missing.pth'], 'no checkpoint at missing.pth'),
@@ -169,10 +202,9 @@ def test_training_goes_on_where_it_stopped(workplace, trained, tmp_path):
     ],
     ids=lambda value: '',
 )
-def test_wrong_paths_get_one_line(workplace, command, message):
+def test_wrong_paths_get_one_line(workplace, command, words, message):
     before = sorted(os.listdir(workplace))
-    name, *arguments = command
-    text = run(workplace, *tool(name), *arguments, code=2)
+    text = command(*words, code=2)
     assert text.startswith('error: ')
     assert message in text
     assert text.count('\n') == 1
