@@ -46,7 +46,8 @@ def check_out(
         Path: The file.
 
     Raises:
-        UserError: If ``out`` has another ending, is one of the inputs, or exists.
+        UserError: If ``out`` has another ending, is one of the inputs, a folder or a device, or
+            exists.
     """
     out = Path(out)
     if suffix is not None and out.suffix != suffix:
@@ -57,9 +58,17 @@ def check_out(
         exists = out.exists()
     except OSError as error:  # of a name that is too long
         raise UserError(f'{out} cannot be written: {error.strerror}') from None
+    _refuse_special(out)
     if exists and not force:
         raise UserError(f'{out} exists already: choose another name or pass --force')
     return out
+
+
+def _refuse_special(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f'{path} is a folder: wanted a file to write')
+    if path.exists() and not path.is_file():
+        raise UserError(f'{path} is a device or a pipe: wanted a file to write')
 
 
 def check_folder(path: str | os.PathLike, option: str = '--out') -> Path:
@@ -105,8 +114,9 @@ def written_whole(path: str | os.PathLike, replace: bool = True) -> Iterator[Pat
             and ``replace`` is False.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f'{path} is a folder: wanted a file to write')
+    _refuse_special(path)
+    if path.is_symlink():  # what it points to is replaced, not the link
+        path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')

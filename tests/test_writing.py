@@ -57,6 +57,28 @@ def test_what_a_file_may_be_called(name, message, force, tmp_path):
     assert '\n' not in str(raised.value)
 
 
+def test_a_pipe_stays(tmp_path):
+    path = tmp_path / 'pipe'
+    os.mkfifo(path)
+    with pytest.raises(UserError, match='pipe is a device or a pipe: wanted a file to write'):
+        check_out(path, force=True)
+    with pytest.raises(UserError, match='pipe is a device or a pipe'), written_whole(path):
+        pass
+    assert path.is_fifo()
+    assert os.listdir(tmp_path) == ['pipe']
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'file').write_text('old')
+    (tmp_path / 'link').symlink_to('folder/file')
+    with written_whole(tmp_path / 'link') as temporary:
+        temporary.write_text('new')
+    assert (tmp_path / 'link').is_symlink()
+    assert (tmp_path / 'folder' / 'file').read_text() == 'new'
+    assert os.listdir(tmp_path / 'folder') == ['file']
+
+
 def test_numbers_that_do_not_exist_are_null(tmp_path):
     content = dict(a=[1.5, math.nan], b=dict(c=(math.inf, 2)), d=None, e='text', f=True)
     write_json(content, tmp_path / 'sub' / 'a.json')

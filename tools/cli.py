@@ -23,9 +23,9 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a command; end the process with its exit code.
 
     An :class:`mmorepa.errors.UserError`, a missing dependency, or a file that cannot be read or
-    written becomes one line on stderr and exit code 2. Ctrl-C becomes exit code 130 and SIGTERM
-    143, after what was half written is removed. Any other exception keeps its traceback: it is a
-    bug.
+    written becomes one line on stderr and exit code 2; so does a lack of memory. Ctrl-C becomes
+    exit code 130, SIGTERM 143 and SIGHUP 129, after what was half written is removed. Any other
+    exception keeps its traceback: it is a bug.
     """
     # A shell that starts a command in the background lets it ignore Ctrl-C.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -33,6 +33,9 @@ def run(main: Callable[[], int | None]) -> None:
     # A rank that waits for another one would not notice; its launcher ends all of them.
     if 'LOCAL_RANK' not in os.environ:
         signal.signal(signal.SIGTERM, _interrupt)
+        # The terminal is closed, and there is no nohup.
+        if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, _interrupt)
     try:
         code = main() or 0
     except KeyboardInterrupt:
@@ -55,8 +58,9 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _say_ended() -> int:
-    if signal.SIGTERM in _received:
-        return _say('ended by SIGTERM', 128 + signal.SIGTERM)
+    for number in _received:
+        if number != signal.SIGINT:
+            return _say(f'ended by {signal.Signals(number).name}', 128 + number)
     return _say('interrupted', 128 + signal.SIGINT)
 
 
@@ -66,6 +70,8 @@ def _say_error(error: Exception) -> int | None:
         return _say(f'error: {error}', 2)
     if isinstance(error, OSError):
         return _say(f'error: {_explained(error)}', 2)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return _say('error: this takes more memory than there is: give it less to do at once', 2)
     return None
 
 
@@ -99,6 +105,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f'{text} is too few, wanted at least 1')
+    return number
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1, for the ``type`` of an argument."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f'{text} is out of range, wanted 0 to 1')
     return number
 
 

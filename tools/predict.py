@@ -18,7 +18,10 @@ def parse_args() -> argparse.Namespace:
         '--out', type=Path, required=True, metavar='DIR', help='gets a picture for each image'
     )
     parser.add_argument(
-        '--score', type=float, default=0.3, help='leave out boxes below this score (%(default)s)'
+        '--score',
+        type=cli.share,
+        default=0.3,
+        help='leave out boxes below this score (%(default)s)',
     )
     parser.add_argument('--force', action='store_true', help='replace pictures that are there')
     return parser.parse_args()

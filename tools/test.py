@@ -21,9 +21,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from mmorepa.engine.run import load_config, test
-    from mmorepa.writing import write_json
+    from mmorepa.writing import check_out, write_json
 
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+    if args.out:
+        check_out(args.out, force=True)
     metrics = test(cfg, args.checkpoint)
     if args.out:
         write_json(metrics, args.out)

@@ -59,6 +59,8 @@ class GeneratedConv2d(ReparamConv2d):
         padding_mode: str = 'zeros',
         *,
         mode: str = 'online',
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options,
     ):
         super().__init__(
@@ -78,6 +80,8 @@ class GeneratedConv2d(ReparamConv2d):
         self.add_kernel(**options)
         self.mode = mode
         self.register_load_state_dict_post_hook(after_loading)
+        if device is not None or dtype is not None:
+            self.to(device=device, dtype=dtype)
 
     def add_kernel(self, **options) -> None:
         """Add ``kernel``, a module whose call returns the kernel, (O, I/g, k, k)."""
@@ -249,7 +253,13 @@ class GeneratedConv2d(ReparamConv2d):
         if self._mode != 'squeezed' or leaf is None or self.is_behind or self.held.is_fresh:
             return
         if leaf.is_meta:
-            return  # it has no values
+            if any(t.is_meta for t in (*self.kernel.parameters(), *self.kernel.buffers())):
+                return  # it has no values
+            # load_state_dict(assign=True) has put others in the parameters' place.
+            memory = torch.empty_like(leaf, device=self._sample().device)
+            own = leaf = nn.Parameter(memory, requires_grad=leaf.requires_grad)
+            self._parameters['weight'] = leaf
+            self._watch_leaf()
         # Leave the leaf alone if torch.func.functional_call has put another one in its place, and
         # while the module moves from one device to another.
         if (own is not None and own is not leaf) or self._sample().device != leaf.device:

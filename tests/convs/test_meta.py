@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convs.cases import CHANNELS, EVERY, KINDS, image, label, new_block
-from mmorepa.convs import TweakedOREPAConv2d
+from mmorepa.convs import OREPAConv2d, TweakedOREPAConv2d
 from support import make_trained_like
 
 #: Larger, so that the spread of initial values says something.
@@ -97,6 +97,23 @@ def test_module_by_module(case):
             module.reset_parameters()
     assert block(image()).isfinite().all()
     assert all(t.isfinite().all() for t in block.parameters())
+
+
+@pytest.mark.parametrize('case', CASES, ids=label)
+def test_loading_with_assign(case):
+    """Constants are in no state dict, and leave the meta device with the parameters."""
+    wanted, block = build(*case).eval(), build(*case, device='meta').eval()
+    block.load_state_dict(wanted.state_dict(), assign=True)
+    assert not any(t.is_meta for t in (*block.parameters(), *block.buffers()))
+    x = image()
+    assert torch.equal(block(x), wanted(x))
+
+
+@pytest.mark.parametrize('size', [1, 3, 7])
+def test_made_on_a_device_and_with_a_dtype(size):
+    block = OREPAConv2d(4, 4, size, device='meta', dtype=torch.float64)
+    tensors = [*block.parameters(), *block.buffers()]
+    assert all(t.is_meta and t.dtype == torch.float64 for t in tensors)
 
 
 def test_a_network_of_them():

@@ -7,8 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
 
 import cli
 from mmorepa.errors import UserError
@@ -16,13 +18,14 @@ from mmorepa.writing import written_whole
 from support import ROOT
 
 LONG = 'n' * 300
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch):
     """Undo what a command does to the process, and forget what it was told."""
     monkeypatch.setattr(cli, '_received', [])
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -57,6 +60,22 @@ def terminate(tmp_path):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def hang_up(tmp_path):
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+def library_after_a_signal(tmp_path):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    except BaseException:
+        raise SyntaxError('Failed to format the config file') from None
+
+
+def too_much(tmp_path):
+    torch.empty(2**50)
+
+
 @pytest.mark.parametrize(
     'main, code, line',
     [
@@ -67,6 +86,9 @@ def terminate(tmp_path):
         (worker, 2, "error:   no file 'a.png'"),
         (interrupt, 130, 'interrupted'),
         (terminate, 143, 'ended by SIGTERM'),
+        (hang_up, 129, 'ended by SIGHUP'),
+        (library_after_a_signal, 130, 'interrupted'),
+        (too_much, 2, 'error: this takes more memory than there is'),
     ],
     ids=lambda value: getattr(value, '__name__', None),
 )
@@ -148,6 +170,12 @@ def test_numbers(kind, text, value):
 def test_numbers_that_are_too_small(kind, text):
     with pytest.raises(argparse.ArgumentTypeError, match=f'^{text} is too few, wanted at least'):
         kind(text)
+
+
+@pytest.mark.parametrize('text', ['nan', '-0.1', '1.5'])
+def test_a_share_that_is_none(text):
+    with pytest.raises(argparse.ArgumentTypeError, match='is out of range, wanted 0 to 1'):
+        cli.share(text)
 
 
 @pytest.mark.parametrize('text', ['model', '=3', ''])

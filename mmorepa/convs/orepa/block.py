@@ -8,6 +8,7 @@ its kernel is made: by the 1x1 block, the k x k block (3 <= k < 7), or the deep 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
@@ -293,7 +294,8 @@ def choose_branches(kernel_size: int, branches: Branches) -> dict[str, float | N
         layer. A branch that is not the paper's starts at scale 1, unless a mapping gives another.
 
     Raises:
-        UserError: If a name does not exist, or no branch fits the kernel size.
+        UserError: If a name does not exist or is there twice, a scale is no finite number, or no
+            branch fits the kernel size.
     """
     scales = POINTWISE if kernel_size == 1 else KXK
     if branches is None:
@@ -305,6 +307,16 @@ def choose_branches(kernel_size: int, branches: Branches) -> dict[str, float | N
         raise UserError(
             f'OREPAConv2d: no branch is named {unknown[0]!r}; the names are {", ".join(BRANCHES)}'
         )
+    if len(set(branches)) < len(branches):
+        raise UserError(f'OREPAConv2d: a branch is named twice in {list(branches)}')
+    given = branches.items() if isinstance(branches, Mapping) else ()
+    for name, scale in given:
+        is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if scale is not None and not (is_number and math.isfinite(scale)):
+            raise UserError(
+                f'OREPAConv2d: branch {name!r} has the scale {scale!r}: wanted a finite number, or '
+                'None for no scaling layer'
+            )
     fitting = [name for name, branch in BRANCHES.items() if branch.fits(kernel_size)]
     scales = branches if isinstance(branches, Mapping) else scales
     chosen = {name: scales.get(name, 1.0) for name in fitting if name in branches}

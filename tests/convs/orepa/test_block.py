@@ -234,6 +234,13 @@ class TestBranchChoice:
         'kernel_size, branches, message',
         [
             (3, ['orignal'], "no branch is named 'orignal'"),
+            (3, ['original', 'original'], 'a branch is named twice'),
+            (
+                3,
+                dict(original=float('nan')),
+                "'original' has the scale nan: wanted a finite number",
+            ),
+            (3, dict(original='a'), "'original' has the scale 'a'"),
             (1, ['separable'], 'none of the branches separable belongs to this kernel size'),
             (3, [], 'none of the branches'),
         ],
