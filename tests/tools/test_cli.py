@@ -26,6 +26,9 @@ def own_process(monkeypatch):
     """Undo what a command does to the process, and forget what it was told."""
     monkeypatch.setattr(cli, '_received', [])
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    # A shell that starts the tests in the background has them ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

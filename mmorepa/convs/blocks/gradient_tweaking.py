@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -128,16 +128,14 @@ def compose(current: Tensor, following: Tensor, out_channels: int, groups: int =
 
 
 def _of_stem(stem: DeepLinearStem, train_scales: bool) -> Tensor:
-    layers = [_of_sum(layer, train_scales) for layer in stem]
-    out_channels = next(stem[0].children()).out_channels
-
-    def chain(factors: list[Tensor]) -> Tensor:
-        return reduce(lambda a, b: compose(a, b, out_channels, stem.groups), factors)
-
-    # This is the product rule: in each term one layer moves and the others stay as they are.
-    fresh = [layer.covariance for layer in layers]
-    moves = [[*fresh[:i], layer.mobility, *fresh[i + 1 :]] for i, layer in enumerate(layers)]
-    return reduce(torch.add, map(chain, moves))
+    first, *others = [_of_sum(layer, train_scales) for layer in stem]
+    step = partial(compose, out_channels=next(stem[0].children()).out_channels, groups=stem.groups)
+    fresh, moves = first
+    for layer in others:
+        # This is the product rule: this layer moves, or one of those before it.
+        moves = step(moves, layer.covariance) + step(fresh, layer.mobility)
+        fresh = step(fresh, layer.covariance)
+    return moves
 
 
 def _of_sum(block: BranchSum, train_scales: bool) -> Moments:

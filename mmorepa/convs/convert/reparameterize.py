@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -238,10 +238,11 @@ def matcher(where: Where) -> Callable[[str, nn.Conv2d], bool]:
             f'where has the name {where["name"]!r}, which is no regular expression: {error}'
         ) from None
     sizes = where.get('kernel_size')
-    sizes = [sizes] if isinstance(sizes, int) else sizes
+    sizes = sizes if sizes is None or isinstance(sizes, Iterable) else [sizes]
     if sizes is not None and not all(isinstance(size, int) for size in sizes):
         raise UserError(
-            f'where has kernel_size={sizes!r}: wanted a whole number, or a list of them'
+            f'where has kernel_size={where["kernel_size"]!r}: wanted a whole number, or a list of '
+            'them'
         )
 
     def matches(name: str, conv: nn.Conv2d) -> bool:

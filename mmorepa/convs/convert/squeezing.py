@@ -212,7 +212,10 @@ def verify(before: nn.Module, after: nn.Module, *args, **kwargs) -> Agreement:
             others = _tensors(_evaluate(after.get_submodule(name), *inputs, **options))
             found.append(Agreement.of(outputs, others))
     if not found:
-        raise ValueError(f'no part of {type(before).__name__} returns a tensor to compare')
+        raise ValueError(
+            f'no part of {type(before).__name__} returns a tensor with values to compare: give an '
+            'input of at least one image'
+        )
     return Agreement.worst(found)
 
 

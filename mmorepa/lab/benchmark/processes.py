@@ -93,6 +93,7 @@ def _work(
         rank=rank,
         world_size=case.processes,
     )
+    dist.barrier()  # an error of one does not get between those that still connect
     try:
         found = _measure(case, repeats, warm_up, released_path)
         if rank == 0:

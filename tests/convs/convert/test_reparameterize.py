@@ -239,6 +239,7 @@ def test_squeezed_has_the_keys_of_the_model_before():
         ('OREPA', '(', "where has the name '\\(', which is no regular expression: missing"),
         ('OREPA', dict(size=3), "where={'size': 3} is not understood: wanted"),
         ('OREPA', dict(kernel_size='3'), "kernel_size='3': wanted a whole number"),
+        ('OREPA', dict(kernel_size=3.0), 'kernel_size=3.0: wanted a whole number'),
         ('DBB', '2.2', r"of where '2.2': 2.2 has no BatchNorm right behind it$"),
     ],
 )

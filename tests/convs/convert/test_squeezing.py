@@ -372,3 +372,9 @@ def test_torchvision_network_folds_completely():
     deployed = switch_to_deploy(model, inplace=False)
     assert kinds(deployed, _BatchNorm) == 0
     assert verify(model, deployed, torch.randn(1, 3, 64, 64)).within(FLOAT32)
+
+
+def test_verify_wants_an_image():
+    model = network()
+    with pytest.raises(ValueError, match='give an input of at least one image'):
+        verify(model, model, torch.zeros(0, 3, 16, 16))
