@@ -1,10 +1,11 @@
-"""Print the tables of docs/quantization.md: python docs/quantization.py FOLDER [--draw].
+"""Print the tables of docs/quantization.md: python docs/quantization.py FOLDER/CONFIG... [--draw].
 
-The folder is what ``tools/compare.py CONFIG... --out FOLDER`` left: networks by config and seed.
+The folders are those that ``tools/compare.py CONFIG... --out FOLDER`` left, one a config.
 ``--draw`` draws docs/quantization_ranges_*.png as well.
 """
 
 import argparse
+import re
 import tempfile
 from pathlib import Path
 from statistics import mean, median
@@ -29,7 +30,9 @@ CALIBRATION = 256
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('folder', type=Path, help='what tools/compare.py wrote with --out')
+    parser.add_argument(
+        'runs', nargs='+', type=Path, help='what tools/compare.py wrote for a config'
+    )
     parser.add_argument('--draw', action='store_true', help='draw the pictures')
     return parser.parse_args()
 
@@ -45,10 +48,9 @@ def main() -> None:
     firsts = {}
     print('| network | peak | spread | weight SQNR | float | lost, per channel | per tensor |')
     print('|---|--:|--:|--:|--:|--:|--:|')
-    for name, title in NETWORKS.items():
-        runs = next((f for sign in '_-' for f in args.folder.glob(f'{name}{sign}*')), None)
-        if runs is None:
-            continue
+    for runs in args.runs:
+        (name,) = (name for name in NETWORKS if re.match(f'{name}[_-]', runs.name))
+        title = NETWORKS[name]
         found = [look(folder) for folder in sorted(runs.glob('seed*'))]
         firsts[title] = found[0]['report']
         cells = [title]
@@ -64,7 +66,9 @@ def main() -> None:
     if not args.draw:
         return
     for family in ('ResNet-18', 'RepVGG-A0'):
-        titles = [title for title in firsts if title.startswith(family)]
+        titles = [
+            title for title in NETWORKS.values() if title in firsts and title.startswith(family)
+        ]
         picture = PICTURE.with_stem(f'{PICTURE.stem}_{family.split("-")[0].lower()}')
         draw_ranges([firsts[title] for title in titles], picture, titles)
 
