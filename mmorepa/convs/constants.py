@@ -10,9 +10,8 @@ class ConstantsMixin:
 
     The constants are therefore right after ``to_empty`` and a strict ``load_state_dict`` of a
     module that was built on the meta device, after its ``load_state_dict(assign=True)``, and exact
-    after a change of dtype back and forth. The
-    mixin goes before ``nn.Module`` in the bases. A subclass calls :meth:`register_constants` at the
-    end of its constructor.
+    after a change of dtype back and forth. The mixin goes before ``nn.Module`` in the bases. A
+    subclass calls :meth:`register_constants` at the end of its constructor.
     """
 
     def constants(self) -> dict[str, Tensor]:

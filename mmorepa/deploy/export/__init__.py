@@ -5,4 +5,4 @@ from .format_options import OPSET
 from .onnx_file import node_counts, write_onnx
 from .tensor_model import TensorModel
 
-__all__ = ['OPSET', 'Export', 'TensorModel', 'export', 'write_onnx', 'node_counts']
+__all__ = ['OPSET', 'Export', 'TensorModel', 'export', 'node_counts', 'write_onnx']
