@@ -16,7 +16,7 @@ from mmorepa.checkpoints.conversion import convert
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import Agreement
 from mmorepa.errors import UserError
-from support import make_trained_like
+from support import end_trace, make_trained_like
 
 SIZE = 48
 LOGITS = 1e-4
@@ -257,8 +257,7 @@ def _relu_before_norm():
     @MODELS.register_module(name='ReluBeforeNorm')
     class ReluBeforeNorm(OREPAResNet):
         def forward(self, x):
-            if x.isnan().any():  # torch.fx cannot follow this: the order of the children decides
-                return x
+            end_trace(x)
             x = self.maxpool(self.norm1(self.conv1(x).relu()))
             for name in self.res_layers:
                 x = getattr(self, name)(x)

@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import io
-import multiprocessing
 import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -17,7 +16,7 @@ from mmorepa.errors import UserError
 from mmorepa.ops import extension as OURS
 from mmorepa.ops import install, state, uninstall
 from mmorepa.ops.__main__ import main
-from support import ROOT
+from support import ROOT, in_fork
 
 LOADER = """
 import importlib
@@ -55,7 +54,6 @@ def python(site, code, *more, check=True):
 
 def forked(site, code):
     """As ``python``, but forked from this process, which has imported the libraries, mmcv apart."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
 
     def run():
         for name in [name for name in sys.modules if name.partition('.')[0] == 'mmcv']:
@@ -63,13 +61,9 @@ def forked(site, code):
         sys.path.insert(0, str(site))
         with contextlib.redirect_stdout(io.StringIO()) as output:
             exec(code, {})
-        sender.send(output.getvalue())
+        return output.getvalue()
 
-    process = multiprocessing.get_context('fork').Process(target=run)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return receiver.recv()
+    return in_fork(run)
 
 
 def compile_into(folder):
