@@ -45,6 +45,12 @@ def run(main: Callable[[], int | None]) -> None:
         code = _say_ended() if _received else _say_error(error)
         if code is None:
             raise
+    # What runs at exit has nothing to say any more: a second signal ends the process at once, and
+    # torch's complaint about a loader's process that the same signal ended is not wanted.
+    for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGCHLD'):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     sys.exit(code)
 
 

@@ -18,7 +18,7 @@ from mmorepa.writing import written_whole
 from support import ROOT
 
 LONG = 'n' * 300
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +141,34 @@ def test_a_signal_while_libraries_are_imported(command, number, code, tmp_path):
     )
     assert (result.returncode, result.stderr.count('\n')) == (code, 1), result.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != '__pycache__'] == ['torch.py']
+
+
+#: A command that is ended, and gets another signal while it exits.
+ENDED_TWICE = """
+import atexit, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import cli
+
+def complain(number, frame):
+    raise RuntimeError('a worker was killed')
+
+signal.signal(signal.SIGCHLD, complain)
+atexit.register(lambda: os.kill(os.getpid(), int(sys.argv[2])))
+cli.run(lambda: os.kill(os.getpid(), signal.SIGTERM))
+"""
+
+
+@pytest.mark.parametrize(
+    'number, code',
+    [(signal.SIGCHLD, 143), (signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)],
+)
+def test_a_second_signal_while_it_exits(number, code):
+    result = subprocess.run(
+        [sys.executable, '-c', ENDED_TWICE, ROOT / 'tools', str(int(number))],
+        text=True,
+        capture_output=True,
+    )
+    assert (result.returncode, result.stderr) == (code, 'ended by SIGTERM\n')
 
 
 def test_sigterm_leaves_no_half_written_file(tmp_path):
