@@ -14,6 +14,7 @@ sends their kernels to the others.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -64,7 +65,7 @@ class SqueezedTraining:
     Args:
         model (nn.Module): The model, or the ``DistributedDataParallel`` around it. Blocks in mode
             ``'online'`` are put into mode ``'squeezed'``.
-        optimizer (Optimizer): Any optimizer of torch.
+        optimizer (Optimizer): Any optimizer of torch whose step needs no closure: not LBFGS.
         shard (bool, optional): Whether to share the blocks out among the processes of
             ``torch.distributed``. If so, call :meth:`consolidate` before checkpoints and before
             anything else reads the branches, clip with :meth:`clip_grad_norm_`, and use
@@ -75,8 +76,9 @@ class SqueezedTraining:
             quicker.
 
     Raises:
-        UserError: If there is no block to train, the optimizer lacks the parameters of one, or
-            the model is wrapped already and its blocks are not in squeezed mode.
+        UserError: If there is no block to train, the optimizer lacks the parameters of one or
+            needs a closure, or the model is wrapped already and its blocks are not in squeezed
+            mode.
     """
 
     def __init__(
@@ -98,6 +100,11 @@ class SqueezedTraining:
             raise UserError(
                 f'{type(self.model).__name__} has no block with a generated kernel: train it '
                 'without SqueezedTraining'
+            )
+        if _needs_closure(optimizer):
+            raise UserError(
+                f'{type(optimizer).__name__} evaluates the model several times within a step: '
+                "train it with mode='online'"
             )
         for name, block in self.blocks.items():
             if is_wrapped and (block.mode != 'squeezed' or _requires_grad(block.kernel)):
@@ -459,6 +466,11 @@ class SqueezedTraining:
                 "the optimizer's state is spread over the processes: call "
                 'SqueezedTraining.consolidate() in all of them first'
             )
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get('closure')
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _may_be_trained(block: GeneratedConv2d) -> list[nn.Parameter]:

@@ -455,6 +455,12 @@ class TestErrors:
         with pytest.raises(UserError, match=message):
             SqueezedTraining(net, optimizer)
 
+    def test_an_optimizer_that_needs_a_closure(self):
+        net = layers('online')
+        with pytest.raises(UserError, match="LBFGS evaluates .* train it with mode='online'"):
+            SqueezedTraining(net, torch.optim.LBFGS(net.parameters()))
+        assert net[0].mode == 'online'
+
     def test_an_optimizer_of_what_requires_grad(self):
         net = layers('squeezed')
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
