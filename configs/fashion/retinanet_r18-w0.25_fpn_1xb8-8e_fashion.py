@@ -17,7 +17,7 @@ model = dict(
         norm_eval=False,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/resnet18-w0.25_1xb128-8e_fashion/epoch_8.pth',
+            checkpoint='configs/fashion/resnet18-w0.25_1xb128-17e_fashion.safetensors',
             prefix='backbone.',
         ),
     ),
