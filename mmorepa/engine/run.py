@@ -19,6 +19,7 @@ from ..writing import alone_in, check_folder, naming_a_full_disk
 from . import cpu_amp, cpu_processes, sharding
 from .custom_hooks import add_hooks
 from .data import naming_broken_images
+from .init_hook import InitHook
 from .resume import prepare_resume
 from .seeding import seed_samples
 from .squeezed_step import unwrap
@@ -145,6 +146,9 @@ def train(
         alone_in(cfg.work_dir) if is_first else contextlib.nullcontext(),
     ):
         runner = build_runner(cfg)
+        if init is not None and getattr(unwrap(runner.model).backbone, 'reparam', None) is None:
+            unwrap(runner.model).backbone.init_cfg = None
+            runner.register_hook(InitHook(str(init)))
         for note in notes:
             runner.logger.warning(note)
         with (

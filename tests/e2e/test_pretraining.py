@@ -147,6 +147,11 @@ def test_keep_bn_with_metrics_before_and_after(workplace, trained, command):
     metrics = re.search(r'on the test set: (.*) before, (.*) after', text)
     assert metrics[1] == metrics[2]
     assert 'accuracy/top1' in metrics[1]
+    # A plain backbone goes on from there.
+    plain = ROOT / 'configs/digits/resnet18_1xb64-10e_digits.py'
+    narrow = [*OPTIONS, 'train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=64']
+    text = command('train.py', plain, '--no-validate', '--init', 'squeezed.pth', *narrow)
+    assert 'loaded all 120 tensors of squeezed.pth; left 2 of other parts' in text
 
 
 def test_training_config_takes_the_deploy_checkpoint(workplace, trained, command):
