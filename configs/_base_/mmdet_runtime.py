@@ -1,9 +1,10 @@
 _base_ = ['mmdet::_base_/default_runtime.py']
 
 custom_imports = dict(imports=['mmorepa.det'], allow_failed_imports=False)
-custom_hooks = [
-    dict(type='mmorepa.LoadFromHook'),
-    dict(type='mmorepa.NonFiniteHook'),
-    dict(type='mmorepa.SafeResumeHook'),
-    dict(type='mmorepa.SqueezedTrainingHook'),
-]
+# Here and not in custom_hooks, so that a config with hooks of its own does not replace them.
+default_hooks = dict(
+    load_from=dict(type='mmorepa.LoadFromHook'),
+    non_finite=dict(type='mmorepa.NonFiniteHook'),
+    safe_resume=dict(type='mmorepa.SafeResumeHook'),
+    squeezed_training=dict(type='mmorepa.SqueezedTrainingHook'),
+)

@@ -5,9 +5,10 @@ custom_imports = dict(imports=['mmorepa.pretrain'], allow_failed_imports=False)
 visualizer = dict(
     _delete_=True, type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
 )
-custom_hooks = [
-    dict(type='mmorepa.LoadFromHook'),
-    dict(type='mmorepa.NonFiniteHook'),
-    dict(type='mmorepa.SafeResumeHook'),
-    dict(type='mmorepa.SqueezedTrainingHook'),
-]
+# Here and not in custom_hooks, so that a config with hooks of its own does not replace them.
+default_hooks = dict(
+    load_from=dict(type='mmorepa.LoadFromHook'),
+    non_finite=dict(type='mmorepa.NonFiniteHook'),
+    safe_resume=dict(type='mmorepa.SafeResumeHook'),
+    squeezed_training=dict(type='mmorepa.SqueezedTrainingHook'),
+)

@@ -6,7 +6,7 @@ custom_imports = dict(
 
 # The squeezed form is the plain network, and gets fake quantization ...
 model = dict(type='QATForm', architecture='ImageClassifier', backbone=dict(reparam=None))
-custom_hooks = [dict(type='QATHook', freeze_at=0.75), dict(type='mmorepa.SafeResumeHook')]
+custom_hooks = [dict(type='QATHook', freeze_at=0.75)]
 # ... and what tools/convert.py --keep-bn made of the trained checkpoint.
 load_from = 'work_dirs/orepa-resnet18_1xb64-10e_digits/squeezed.pth'
 

@@ -15,6 +15,7 @@ def add_hooks(cfg: Config, *names: str) -> None:
         names (str): Names of hooks that take no arguments.
     """
     hooks = cfg.get('custom_hooks') or []
-    missing = [name for name in names if not any(is_of_type(hook, name) for hook in hooks)]
+    present = [*hooks, *filter(None, (cfg.get('default_hooks') or {}).values())]
+    missing = [name for name in names if not any(is_of_type(hook, name) for hook in present)]
     # With the prefix MMEngine finds the hooks without an import, also in a dumped config.
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmorepa.{name}') for name in missing)]

@@ -21,7 +21,9 @@ class LoadFromHook(Hook):
     that is an error. If the checkpoint is that of the plain model, the blocks imitate its
     convolutions, and a line in the log says how many do::
 
-        custom_hooks = [dict(type='mmorepa.LoadFromHook')]
+        default_hooks = dict(load_from=dict(type='mmorepa.LoadFromHook'))
+
+    ``tools/train.py`` adds it to a config that lacks it.
 
     Args:
         partial (bool): Load what fits and log how much that is, for example the weights of a
@@ -60,7 +62,7 @@ class LoadFromHook(Hook):
             raise UserError(
                 f'{source} does not fit the model: {difference}; load_from wants all of it. For a '
                 'backbone alone use model.backbone.init_cfg, or train.py --init; to load what '
-                "fits, dict(type='mmorepa.LoadFromHook', partial=True) in custom_hooks"
+                "fits, set default_hooks.load_from=dict(type='mmorepa.LoadFromHook', partial=True)"
             )
         said = f'loaded {len(fitting)} of the {len(needed)} tensors of the model from {source}'
         if plain := imitating(model, fitting):

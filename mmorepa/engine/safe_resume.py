@@ -17,7 +17,7 @@ class SafeResumeHook(Hook):
     ``HistoryBuffer`` and the NumPy numbers in those files. The hook allows these by name. A file
     that contains code is refused with a ``UserError``, on any torch::
 
-        custom_hooks = [dict(type='mmorepa.SafeResumeHook')]
+        default_hooks = dict(safe_resume=dict(type='mmorepa.SafeResumeHook'))
 
     The hook changes this one runner, and MMEngine's loader only while that runner loads. It works
     with MMEngine's ``Runner``. ``FlexibleRunner`` loads before it calls a hook; resume it with

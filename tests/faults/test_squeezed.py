@@ -24,7 +24,7 @@ OPTIONS = {
     'optim_wrapper.clip_grad': dict(max_norm=1.0),
 }
 PARTS = ('state_dict', 'ema_state_dict', 'optimizer')
-UNSHARED = dict(type='mmorepa.SqueezedTrainingHook', shard=False)
+UNSHARED = {'default_hooks.squeezed_training.shard': False}
 
 
 @HOOKS.register_module(force=True)
@@ -83,8 +83,7 @@ def shared(config, folder, options):
 
 def test_the_checkpoints_are_those_of_one_that_is_not(config, folder, options, shared):
     """But for rounding: the norm that clips is summed up in another order."""
-    hooks = [*options['custom_hooks'], UNSHARED]
-    cfg = config(folder / 'unshared', **{**options, 'custom_hooks': hooks})
+    cfg = config(folder / 'unshared', **options, **UNSHARED)
     assert not train_in(cfg, folder)
     for name in ('iter_2.pth', 'iter_4.pth'):
         own, expected = (load(path / name) for path in (shared, folder / 'unshared'))
@@ -139,8 +138,8 @@ def test_two_processes_go_on_from_one(config, folder, tmp_path, options, shared)
 def shared_and_not(config, folder, hook, **options):
     """The checkpoints of both epochs, where the blocks are shared out and where they are not."""
     found = []
-    for name, hooks in (('shared', []), ('unshared', [UNSHARED])):
-        cfg = config(folder / name, **{**OPTIONS, **options, 'custom_hooks': [hook, *hooks]})
+    for name, sharing in (('shared', {}), ('unshared', UNSHARED)):
+        cfg = config(folder / name, **{**OPTIONS, **options, 'custom_hooks': [hook]}, **sharing)
         assert not train_in(cfg, folder)
         found.append([load(folder / name / f'epoch_{i}.pth') for i in (1, 2)])
     for own, expected in zip(*found):
