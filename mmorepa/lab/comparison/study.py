@@ -25,9 +25,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...errors import UserError
-from .measured_run import LOG, Job, start
+from . import measured_run
+from .measured_run import LOG, Job
 from .records import read_record
 
+#: Runs are forked from a process that has imported what they need and done nothing else. One that
+#: was forked from this process would begin with its memory.
+CONTEXT = multiprocessing.get_context('forkserver')
 SECONDS_TO_END = 10
 #: Fields of a config that say what is shown or logged, not what is computed.
 SHOWN = ('visualizer', 'vis_backends', 'log_level', 'log_processor')
@@ -162,6 +166,7 @@ def run_all(
     """
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     records = [read_record(job) for job in jobs]
+    CONTEXT.set_forkserver_preload([measured_run.__name__, *imports_of(jobs)])
     outcome = Outcome()
     with Progress(
         TextColumn('{task.description}'),
@@ -206,6 +211,16 @@ def in_brief(record: Mapping) -> str:
     return f'{name} {value:.4g}, {1e3 * step:.3g} ms a step, {record["train_seconds"]:.0f} s'
 
 
+def imports_of(jobs: Sequence[Job]) -> set[str]:
+    """The modules of this package that the configs of jobs import."""
+    modules = set()
+    for path in {job.config for job in jobs}:
+        with contextlib.suppress(Exception):  # the run will say what is wrong
+            cfg = Config.fromfile(path, import_custom_modules=False)
+            modules.update(cfg.custom_imports['imports'])
+    return {name for name in modules if name.startswith('mmorepa.')}
+
+
 def run_in_process(job: Job, report: Callable[[float], None]) -> str:
     """Do a run in a fresh process.
 
@@ -217,10 +232,8 @@ def run_in_process(job: Job, report: Callable[[float], None]) -> str:
         str: Why it failed, one line; empty if it did not.
     """
     Path(job.folder).mkdir(parents=True, exist_ok=True)
-    # A forked process would begin with the memory of this one.
-    context = multiprocessing.get_context('spawn')
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=start, args=(job, sender))
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=measured_run.start, args=(job, sender))
     process.start()
     sender.close()
     reason = ''
