@@ -10,7 +10,7 @@ LAYERS = [
     {'errors, version, environment, repvgg_archs, named_configs': 'what everybody may need'},
     {
         'convs': 'blocks',
-        'datasets': 'digits',
+        'datasets': 'digits, Fashion-MNIST',
         'config_types, writing': 'configs, files',
     },
     {'checkpoints': 'reading safely, telling forms apart, converting', 'ops': "mmcv's operators"},
@@ -21,19 +21,19 @@ LAYERS = [
     {'lab': 'benchmark, comparison, analysis; nothing below imports it'},
 ]
 #: Of one layer, lowest first.
-CONVS = ['kernels, weight', 'orepa', 'blocks', 'convert']
+CONVS = ['kernels', 'orepa', 'blocks', 'convert']
 WIDTH, HEIGHT, GAP = 10.0, 0.78, 0.2
-BLUE, ORANGE, GREY = '#d6e6f4', '#fbe3c8', '#eeeeee'
+BLUE = '#d6e6f4'
 
 
-def box(axes, left: float, bottom: float, width: float, title: str, text: str, colour: str):
+def box(axes, left: float, bottom: float, width: float, title: str, text: str):
     """One part."""
     shape = FancyBboxPatch(
         (left, bottom),
         width,
         HEIGHT,
         boxstyle='round,pad=0,rounding_size=.08',
-        fc=colour,
+        fc=BLUE,
         ec='#555',
     )
     axes.add_patch(shape)
@@ -47,15 +47,14 @@ def draw() -> Figure:
     figure = Figure(figsize=(9, 6.6), layout='constrained', dpi=110)
     axes = figure.subplots()
     for row, layer in enumerate(LAYERS):
-        shares = {3: [6, 2, 2], 2: [7.5, 2.5]}.get(len(layer), [1])
+        shares = {3: [5.2, 2.2, 2.6], 2: [7.5, 2.5]}.get(len(layer), [1])
         left = 0.0
         for (title, text), share in zip(layer.items(), shares):
             width = WIDTH * share / sum(shares)
-            colour = ORANGE if title == 'lab' else GREY if row == 0 else BLUE
             inner = width - (GAP if left + width < WIDTH - 0.01 else 0)
             if title == 'convs':
-                text = 'torch only; in it:  ' + '  ←  '.join(CONVS)
-            box(axes, left, row * (HEIGHT + GAP), inner, title, text, colour)
+                text = f'torch only: {", ".join(CONVS)}, each on those before'
+            box(axes, left, row * (HEIGHT + GAP), inner, title, text)
             left += width
     top = len(LAYERS) * (HEIGHT + GAP)
     axes.annotate(

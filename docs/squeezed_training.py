@@ -37,15 +37,17 @@ def main():
         box(ax, x + 4.4, 1.9, 2.1, 0.7, f'generate\nK{own} = K(θ{own})', OWNED)
         arrow(ax, (x + 2.12, 2.25), (x + 2.48, 2.25))
         arrow(ax, (x + 4.02, 2.25), (x + 4.38, 2.25))
+        # Past the kernels, from the backward pass.
+        ax.plot([x + 5.02, x + 5.6, x + 5.6], [6.25, 6.25, 4.2], color='#444', lw=1)
+        arrow(ax, (x + 5.6, 4.3), (x + 5.6, 3.92))
         arrow(ax, (x + 1.05, 3.28), (x + 1.05, 2.62))
         ax.text(x + 3.25, 1.5, f'this process updates θ{own} only', ha='center', fontsize=8)
     text = 'G = dL/dK: the gradients of the plain network, averaged over the processes by DDP'
     box(ax, 0.2, 3.3, 14.3, 0.6, text, KERNEL)
     for x, _, _ in RANKS:
-        arrow(ax, (x + 3.0, 4.48), (x + 3.0, 3.92))
-        arrow(ax, (x + 4.4, 4.48), (x + 4.4, 3.92))
         arrow(ax, (x + 5.45, 1.88), (x + 5.45, 0.72))
-    text = 'each process sends its kernels to the others: K₁ from process 0, K₂ from process 1'
+    text = 'each process sends its kernels to the others, and the next step runs on them: '
+    text += 'K₁ from process 0, K₂ from process 1'
     box(ax, 0.2, 0.1, 14.3, 0.6, text, KERNEL)
     path = Path(__file__).with_name('squeezed_training.png')
     figure.savefig(path, dpi=110, bbox_inches='tight')

@@ -157,7 +157,7 @@ class BranchReport(Report):
             ax=panels,
             shrink=0.6,
             extend='both',
-            label='cosine of the kernels of two branches\n(full colour: the largest of any two)',
+            label='cosine of the kernels of two branches\n(full colour: the largest, rounded up)',
         )
         left, right = below.subplots(1, 2)
         self.draw_similarity(left)
