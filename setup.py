@@ -62,8 +62,8 @@ def extras():
         'timm>=1.0',
     ]
     parts['docs'] = ['mkdocs>=1.6', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.26']
-    # What tools/analyze.py, benchmark.py and compare.py draw and print with; the scanned digits; the
-    # weights beside configs/fashion.
+    # What tools/analyze.py, benchmark.py and compare.py draw and print with; the scanned digits;
+    # the weights beside configs/fashion.
     drawn = ['matplotlib>=3.7', 'rich>=13', 'scipy>=1.10']
     parts['lab'] = [*parts['pretrain'], *drawn, 'scikit-learn>=1.3', 'safetensors>=0.4']
     # mim stays out of it: a dependency of openmim pins a setuptools too old for torch.
