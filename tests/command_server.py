@@ -76,8 +76,9 @@ def serve() -> dict:
         warnings.simplefilter('ignore')
         for library in LIBRARIES:
             importlib.import_module(library)
-    # Prettier text of a config is a second of every training.
-    importlib.import_module('mmengine.config.config').FormatCode = lambda text, **_: (text, True)
+        from quick_configs import quicken, read_metafiles  # imports MMEngine
+    quicken()
+    read_metafiles('mmdet', 'mmpretrain', 'mmseg')
     gc.freeze()  # what is there stays shared with the processes to come
     for line in sys.stdin:
         child = os.fork()

@@ -6,16 +6,15 @@ import pytest
 pytest.register_assert_rewrite('backbones.resnet_contract', 'support')
 
 import torch  # noqa: E402
-from mmengine.config import config as mmengine_config  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
+from quick_configs import quicken  # noqa: E402
 
 from mmorepa.checkpoints.models import build_model  # noqa: E402
 from mmorepa.engine.run import load_config  # noqa: E402
 from support import CONFIG, make_trained_like  # noqa: E402
 
-# MMEngine's Runner has yapf lay out its config several times, which takes a test of a detector
-# longer than the training. What the commands write in processes of their own is laid out.
-mmengine_config.FormatCode = lambda text, **options: (text, True)
+# What the commands do in processes of their own is done as for a user.
+quicken()
 
 
 #: Of two workers one would sit idle while the other is at the longest file, were that the last.

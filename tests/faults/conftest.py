@@ -86,9 +86,3 @@ def iter_based():
         'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True),
         'default_hooks.checkpoint': dict(interval=2, by_epoch=False, max_keep_ckpts=-1),
     }
-
-
-@pytest.fixture(autouse=True)
-def unformatted_configs(monkeypatch):
-    """Leave out the layout of printed configs, which takes half of such a training."""
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **kwargs: (text, True))
