@@ -1,7 +1,7 @@
 _base_ = ['./resnet18-w0.25_1xb128-8e_fashion.py']
 
-# Four epochs more, from what the eight have left.
-load_from = 'work_dirs/resnet18-w0.25_1xb128-8e_fashion/epoch_8.pth'
+# Four epochs more, from what seventeen have left.
+load_from = 'configs/fashion/resnet18-w0.25_1xb128-17e_fashion.safetensors'
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-8, by_epoch=False, begin=0, end=6),
     dict(
