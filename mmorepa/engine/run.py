@@ -146,9 +146,12 @@ def train(
         alone_in(cfg.work_dir) if is_first else contextlib.nullcontext(),
     ):
         runner = build_runner(cfg)
-        if init is not None and getattr(unwrap(runner.model).backbone, 'reparam', None) is None:
-            unwrap(runner.model).backbone.init_cfg = None
-            runner.register_hook(InitHook(str(init)))
+        # MMEngine's FlexibleRunner builds its model later.
+        if init is not None and isinstance(runner.model, nn.Module):
+            backbone = unwrap(runner.model).backbone
+            if getattr(backbone, 'reparam', None) is None:
+                backbone.init_cfg = None
+                runner.register_hook(InitHook(str(init)))
         for note in notes:
             runner.logger.warning(note)
         with (
