@@ -234,11 +234,9 @@ def test_repvgg_is_mmpretrain_s(kwargs):
 
 
 @reparams
-@pytest.mark.parametrize(
-    'name, dtype', [*((name, torch.float64) for name in VARIANTS), ('narrow', torch.float32)]
-)
-def test_the_forms_agree(name, dtype, reparam):
-    variant = VARIANTS[name]
+@pytest.mark.parametrize('dtype', RELATIVE)
+@pytest.mark.parametrize('variant', VARIANTS.values(), ids=VARIANTS)
+def test_the_forms_agree(variant, dtype, reparam):
     model = make_trained_like(build(reparam, **variant)).to(dtype)
     plain = build(None, **variant).to(dtype)
     squeezed = squeeze(model, inplace=False)
