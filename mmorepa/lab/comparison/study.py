@@ -166,7 +166,8 @@ def run_all(
     """
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     records = [read_record(job) for job in jobs]
-    CONTEXT.set_forkserver_preload([measured_run.__name__, *imports_of(jobs)])
+    missing = [job for job, record in zip(jobs, records) if record is None]
+    CONTEXT.set_forkserver_preload([measured_run.__name__, *imports_of(missing)])
     outcome = Outcome()
     with Progress(
         TextColumn('{task.description}'),
@@ -178,7 +179,7 @@ def run_all(
         transient=True,
         disable=not console.is_terminal,
     ) as bar:
-        task = bar.add_task('', total=sum(record is None for record in records))
+        task = bar.add_task('', total=len(missing))
         for number, (job, record) in enumerate(zip(jobs, records), 1):
             title = f'[{number}/{len(jobs)}] {job.name} seed {job.seed}'
             if record is None:
