@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UserError
 from . import kernels
+from .arguments import check_integers
 from .held import HeldWeight
 from .rows import in_order
 
@@ -48,8 +49,10 @@ class ReparamConv2d(nn.Conv2d):
         padding_mode (str): Must be ``'zeros'``.
 
     Raises:
-        UserError: If the kernel is even or not square, or if the block does not support its size;
-            if the channels are not multiples of the groups; if the padding mode is another one.
+        UserError: If a number of channels or groups, a size, a stride or a dilation is no integer
+            of at least 1, or a padding none of at least 0; if the kernel is even or not square, or
+            if the block does not support its size; if the channels are not multiples of the
+            groups; if the padding mode is another one.
     """
 
     #: The kernel sizes that the block supports, as a range.
@@ -78,8 +81,17 @@ class ReparamConv2d(nn.Conv2d):
         self.__module__ = nn.Conv2d.__module__
         self.held = HeldWeight()
         name = type(self).__name__
+        check_integers(
+            name,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+        )
         height, width = pair(kernel_size)
-        if height != width or height % 2 == 0 or height < 1:
+        if height != width or height % 2 == 0:
             raise UserError(
                 f'{name}: kernel_size={kernel_size} is not odd and square; '
                 'use nn.Conv2d for this layer'
@@ -89,7 +101,7 @@ class ReparamConv2d(nn.Conv2d):
                 f'{name}: kernel_size={kernel_size} is not among the sizes that it is made for, '
                 f'{self.sizes[0]} to {self.sizes[-1]}; use nn.Conv2d for this layer'
             )
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        if in_channels % groups or out_channels % groups:
             raise UserError(
                 f'{name}: in_channels={in_channels} and out_channels={out_channels} '
                 f'must both be multiples of groups={groups}'
@@ -277,12 +289,14 @@ class ReparamConv2d(nn.Conv2d):
         return object.__reduce_ex__(self, protocol)
 
     def _padding(self, padding: int | tuple[int, int] | str) -> tuple[int, int]:
+        name = type(self).__name__
         if padding == 'same':
             if self.stride != (1, 1):
-                name = type(self).__name__
                 raise UserError(f"{name}: padding='same' wants stride 1, not {self.stride}")
             return self.same_padding
-        return pair(0 if padding == 'valid' else padding)
+        padding = 0 if padding == 'valid' else padding
+        check_integers(name, least=0, padding=padding)
+        return pair(padding)
 
     @property
     def same_padding(self) -> tuple[int, int]:
@@ -434,4 +448,4 @@ def geometry(conv: nn.Conv2d) -> dict:
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """``value`` as a pair for height and width."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)

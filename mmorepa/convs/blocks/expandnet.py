@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
 from .. import kernels
+from ..arguments import check_integers
 from ..generated import GeneratedConv2d
 
 
@@ -86,7 +86,8 @@ class ExpandConv2d(GeneratedConv2d):
         mode (str): See :class:`mmorepa.convs.generated.GeneratedConv2d`.
 
     Raises:
-        UserError: As for :class:`mmorepa.convs.reparam.ReparamConv2d`, and if ``rate`` is below 1.
+        UserError: As for :class:`mmorepa.convs.reparam.ReparamConv2d`, and if ``rate`` is no
+            integer of at least 1.
 
     Example:
         >>> conv = ExpandConv2d(4, 8, 3, padding=1, bias=False)
@@ -100,8 +101,7 @@ class ExpandConv2d(GeneratedConv2d):
     options = ('rate', 'mode')
 
     def add_kernel(self, rate: int = 4) -> None:
-        if rate < 1:
-            raise UserError(f'ExpandConv2d: rate={rate}, wanted at least 1')
+        check_integers('ExpandConv2d', rate=rate)
         self.kernel = LinearExpansion(
             self.in_channels, self.out_channels, self.kernel_size[0], self.groups, rate
         )

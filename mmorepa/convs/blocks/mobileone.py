@@ -7,7 +7,7 @@ here stands for either of them.
 
 from __future__ import annotations
 
-from ...errors import UserError
+from ..arguments import check_integers
 from .normed import ConvBranch, IdentityBranch, MakeNorm, NormedConv2d, keeps_shape
 
 
@@ -23,7 +23,7 @@ class MobileOneConv2d(NormedConv2d):
             MobileOne-S0.
 
     Raises:
-        UserError: If ``copies`` is less than one.
+        UserError: If ``copies`` is no integer of at least 1.
 
     Example:
         >>> block = MobileOneConv2d(8, 8, 3, padding=1, groups=8, copies=2)
@@ -35,8 +35,7 @@ class MobileOneConv2d(NormedConv2d):
     options = (*NormedConv2d.options, 'copies')
 
     def add_branches(self, norm: MakeNorm | None, copies: int = 4) -> None:
-        if copies < 1:
-            raise UserError(f'MobileOneConv2d: copies={copies}, wanted at least 1')
+        check_integers('MobileOneConv2d', copies=copies)
         for i in range(copies):
             self.add_module(f'original{i}', ConvBranch(self, norm))
         if self.kernel_size != (1, 1):

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError
 from .. import kernels
+from ..arguments import check_flag
 from ..batch_norm import norm_alone
 from ..constants import ConstantsMixin
 from ..conv2d import conv2d
@@ -128,6 +129,7 @@ class NormedConv2d(ReparamConv2d):
             branch_norm (bool): False leaves the BatchNorms out. Defaults to True.
             options: Options of the block.
         """
+        check_flag(cls.__name__, branch_norm=branch_norm)
         make = like(norm) if branch_norm else None
         return cls(**geometry(conv), norm=make, **options).to(conv.weight.device, conv.weight.dtype)
 

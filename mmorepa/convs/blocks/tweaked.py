@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..arguments import check_flag
 from ..constants import ConstantsMixin
 from ..context import without_autocast
 from ..conv2d import conv2d
@@ -70,6 +71,7 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
+        check_flag('TweakedOREPAConv2d', train_scales=train_scales)
         # torch.get_default_device() does not know of `with torch.device(...)`.
         device = torch.empty(0).device
         self._block_options = dict(branches=branches, slope=slope)

@@ -8,8 +8,7 @@ its kernel is made: by the 1x1 block, the k x k block (3 <= k < 7), or the deep 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from .. import kernels
+from ..arguments import check_flag, is_finite
 from ..context import is_traced
 from ..conv2d import conv2d
 from ..generated import GeneratedConv2d
@@ -241,7 +241,7 @@ class OREPAConv2d(GeneratedConv2d):
 
     Raises:
         UserError: As for :class:`mmorepa.convs.reparam.ReparamConv2d`, and if a branch does not
-            exist or no branch fits the kernel size.
+            exist, no branch fits the kernel size, or an option has a value of another type.
 
     Example:
         >>> conv = OREPAConv2d(16, 32, 3, stride=2, padding=1, bias=False)
@@ -262,6 +262,9 @@ class OREPAConv2d(GeneratedConv2d):
         slope: float | None = None,
         keep_scales: bool = False,
     ) -> None:
+        check_flag('OREPAConv2d', keep_scales=keep_scales)
+        if slope is not None and not is_finite(slope):
+            raise UserError(f'OREPAConv2d: slope={slope!r}, wanted a finite number')
         size = self.kernel_size[0]
         shape = DeepLinearStem if size >= 7 else BranchSum
         self.kernel = shape(
@@ -302,6 +305,8 @@ def choose_branches(kernel_size: int, branches: Branches) -> dict[str, float | N
         return dict(scales)
     if isinstance(branches, str):
         branches = (branches,)
+    if not isinstance(branches, Collection):
+        raise UserError(f'OREPAConv2d: branches={branches!r}, wanted names of branches')
     unknown = [name for name in branches if name not in BRANCHES]
     if unknown:
         raise UserError(
@@ -311,8 +316,7 @@ def choose_branches(kernel_size: int, branches: Branches) -> dict[str, float | N
         raise UserError(f'OREPAConv2d: a branch is named twice in {list(branches)}')
     given = branches.items() if isinstance(branches, Mapping) else ()
     for name, scale in given:
-        is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-        if scale is not None and not (is_number and math.isfinite(scale)):
+        if scale is not None and not is_finite(scale):
             raise UserError(
                 f'OREPAConv2d: branch {name!r} has the scale {scale!r}: wanted a finite number, or '
                 'None for no scaling layer'

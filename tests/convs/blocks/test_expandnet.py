@@ -63,6 +63,7 @@ def test_sizes_that_are_refused(kernel_size):
     assert '\n' not in str(info.value)
 
 
-def test_rate_below_one():
-    with pytest.raises(ValueError, match='rate=0, wanted at least 1'):
-        ExpandConv2d(4, 8, 3, rate=0)
+@pytest.mark.parametrize('rate', [0, 2.5])
+def test_wrong_rates(rate):
+    with pytest.raises(ValueError, match=f'rate={rate}, wanted an integer of at least 1'):
+        ExpandConv2d(4, 8, 3, rate=rate)

@@ -301,8 +301,9 @@ class TestTweakedOREPAConv2d:
         [
             (dict(kernel_size=2), 'TweakedOREPAConv2d: kernel_size=2 is not odd and square'),
             (dict(kernel_size=3, branches=['origin']), "no branch is named 'origin'"),
+            (dict(kernel_size=3, train_scales=2), 'train_scales=2, wanted True or False'),
         ],
-        ids=['even', 'branch'],
+        ids=['even', 'branch', 'scales'],
     )
     def test_what_it_cannot_do(self, arguments, message):
         with pytest.raises(UserError, match=message):

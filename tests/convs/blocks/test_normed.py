@@ -166,9 +166,16 @@ def test_mobileone_copies(copies):
     assert names(block) == [*[f'original{i}' for i in range(copies)], 'identity']
 
 
-def test_mobileone_without_a_copy():
-    with pytest.raises(ValueError, match='copies=0, wanted at least 1'):
-        MobileOneConv2d(4, 4, 3, copies=0)
+@pytest.mark.parametrize('copies', [0, 1.5, True, '2'])
+def test_mobileone_without_a_number_of_copies(copies):
+    with pytest.raises(ValueError, match=f'copies={copies!r}, wanted an integer of at least 1'):
+        MobileOneConv2d(4, 4, 3, copies=copies)
+
+
+def test_branch_norm_is_true_or_false():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match="0: DBBConv2d: branch_norm='no', wanted True or False"):
+        reparameterize(net, dict(type='DBB', branch_norm='no'))
 
 
 def test_orepa_in_repvgg_starts_as_published():

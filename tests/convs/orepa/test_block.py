@@ -260,11 +260,23 @@ class TestArguments:
             (dict(kernel_size=3, groups=3), 'must both be multiples of groups=3'),
             (dict(kernel_size=3, padding_mode='reflect'), "padding_mode='reflect'"),
             (dict(kernel_size=3, padding='same', stride=2), "padding='same' wants stride 1"),
+            (dict(in_channels=0, kernel_size=3), 'in_channels=0, wanted an integer of at least 1'),
+            (dict(out_channels=8.0, kernel_size=3), 'out_channels=8.0, wanted an integer'),
+            (dict(kernel_size='3'), "kernel_size='3', wanted an integer of at least 1"),
+            (dict(kernel_size=(3, 3, 3)), r'kernel_size=\(3, 3, 3\), wanted an integer'),
+            (dict(kernel_size=3, stride=0), 'stride=0, wanted an integer of at least 1'),
+            (dict(kernel_size=3, dilation=(1, 1.5)), r'dilation=\(1, 1.5\), wanted an integer'),
+            (dict(kernel_size=3, padding=-1), 'padding=-1, wanted an integer of at least 0'),
+            (dict(kernel_size=3, padding='x'), "padding='x', wanted an integer of at least 0"),
+            (dict(kernel_size=3, keep_scales='no'), "keep_scales='no', wanted True or False"),
+            (dict(kernel_size=3, slope='x'), "slope='x', wanted a finite number"),
+            (dict(kernel_size=3, slope=float('nan')), 'slope=nan, wanted a finite number'),
+            (dict(kernel_size=3, branches=3), 'branches=3, wanted names of branches'),
         ],
     )
     def test_wrong_arguments(self, kwargs, message):
         with pytest.raises(ValueError, match=message) as info:
-            OREPAConv2d(4, 8, **kwargs)
+            OREPAConv2d(**{'in_channels': 4, 'out_channels': 8, **kwargs})
         assert '\n' not in str(info.value)
 
     @pytest.mark.parametrize(
