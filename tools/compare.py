@@ -121,9 +121,11 @@ def main() -> int:
 
     def run_all(jobs: list) -> study.Outcome:
         if args.records is None:
-            return study.run_all(jobs)
+            return study.run_all(jobs, metric=args.metric)
         records.unpack(args.records, jobs)
-        return study.run_all(jobs, on_record=lambda record: records.pack(args.records, [record]))
+        return study.run_all(
+            jobs, on_record=lambda one: records.pack(args.records, [one]), metric=args.metric
+        )
 
     failures, choices, options_for = [], [], args.cfg_options_for
     if args.rates:

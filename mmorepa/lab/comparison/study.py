@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ...errors import UserError
 from . import measured_run
 from .measured_run import LOG, Job
-from .records import read_record
+from .records import metric_of, read_record
 
 #: Runs are forked from a process that has imported what they need and done nothing else. One that
 #: was forked from this process would begin with its memory.
@@ -149,6 +149,7 @@ def run_all(
     jobs: Sequence[Job],
     console: Console | None = None,
     on_record: Callable[[dict], None] = lambda record: None,
+    metric: str | None = None,
 ) -> Outcome:
     """Do all runs that have no record yet; one that fails is noted, and the rest goes on.
 
@@ -157,12 +158,14 @@ def run_all(
         console (Console, optional): Shows how far it is: a bar on a terminal, and a line a run.
             By default standard error.
         on_record (Callable[[dict], None]): Called with each record, as soon as it is there.
+        metric (str, optional): What a line shows. Defaults to the first metric of the run.
 
     Returns:
         Outcome: Of all jobs.
 
     Raises:
         UserError: If a record is there that was made with other settings; then nothing is done.
+            If a run does not have the metric; then no further run is done.
     """
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     records = [read_record(job) for job in jobs]
@@ -182,6 +185,7 @@ def run_all(
         task = bar.add_task('', total=len(missing))
         for number, (job, record) in enumerate(zip(jobs, records), 1):
             title = f'[{number}/{len(jobs)}] {job.name} seed {job.seed}'
+            before = 'done before, ' if record else ''
             if record is None:
                 bar.update(task, description=escape(title))
                 done = outcome.trained + len(outcome.failures)
@@ -195,21 +199,19 @@ def run_all(
                 else:
                     outcome.trained += 1
                     record = read_record(job)
-                    console.print(f'{title}: {in_brief(record)}', markup=False)
                 bar.update(task, completed=done + 1)
-            else:
-                console.print(f'{title}: done before, {in_brief(record)}', markup=False)
             if record is not None:
                 outcome.records.append(record)
                 on_record(record)
+                console.print(f'{title}: {before}{in_brief(record, metric)}', markup=False)
     return outcome
 
 
-def in_brief(record: Mapping) -> str:
-    """A run in a few words: its first metric, the time of a step and of training."""
-    name, value = next(iter(record['metrics'].items()))
-    step = median(record['step_seconds'])
-    return f'{name} {value:.4g}, {1e3 * step:.3g} ms a step, {record["train_seconds"]:.0f} s'
+def in_brief(record: dict, metric: str | None = None) -> str:
+    """A run in a few words: its metric, the time of a step and of training."""
+    metric = metric_of([record], metric)
+    value, step = record['metrics'][metric], median(record['step_seconds'])
+    return f'{metric} {value:.4g}, {1e3 * step:.3g} ms a step, {record["train_seconds"]:.0f} s'
 
 
 def imports_of(jobs: Sequence[Job]) -> set[str]:

@@ -1,10 +1,12 @@
 """Comparing configs over seeds: by the command as a user types it, and what it refuses."""
 
+import io
 import json
 import multiprocessing
 import re
 import signal
 import sys
+from dataclasses import replace
 
 import matplotlib.image
 import pytest
@@ -307,6 +309,34 @@ class TestRunAll:
         (tmp_path / 'result.json').write_text(content)
         with pytest.raises(UserError, match=message):
             compare.run_all([job], Console(quiet=True))
+
+    @pytest.fixture
+    def finished(self, job, tmp_path):
+        """Two jobs, the first of them done; the second has no config and would fail."""
+        record = dict(
+            config='none',
+            seed=0,
+            settings='abc',
+            iterations=1,
+            metrics=dict(aAcc=80.0, mIoU=20.0),
+            step_seconds=[0.5],
+            train_seconds=9.0,
+        )
+        (tmp_path / 'result.json').write_text(json.dumps(record))
+        return [job, replace(job, seed=1, folder=str(tmp_path / 'second'))]
+
+    @pytest.mark.parametrize('metric, shown', [(None, 'aAcc 80'), ('mIoU', 'mIoU 20')])
+    def test_a_line_shows_the_metric_that_is_asked_for(self, finished, metric, shown):
+        console = Console(file=io.StringIO())
+        compare.run_all(finished[:1], console, metric=metric)
+        text = '[1/1] none seed 0: done before, %s, 500 ms a step, 9 s'
+        assert console.file.getvalue().strip() == text % shown
+
+    def test_a_metric_that_is_not_there_ends_it_after_a_run(self, finished):
+        kept = []
+        with pytest.raises(UserError, match="none has no metric 'mAP': .* from aAcc, mIoU"):
+            compare.run_all(finished, Console(quiet=True), kept.append, 'mAP')
+        assert [record['seed'] for record in kept] == [0]
 
     def test_an_interrupt_ends_the_run(self, job, tmp_path):
         (tmp_path / 'none.py').write_text('import time\ntime.sleep(600)\n')
