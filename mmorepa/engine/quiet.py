@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from mmengine.logging import MMLogger
 
@@ -49,19 +50,23 @@ def quiet_torch() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_children() -> Iterator[None]:
-    """A context in which standard error is lost, also that of other processes such as compilers.
+def lost(stream: TextIO) -> Iterator[None]:
+    """A context in which what is written to a standard stream is lost, whoever writes it.
 
-    They write to the file descriptor, which Python's ``sys.stderr`` does not stand for.
+    Compilers in processes of their own and torch's C++ code write to the file descriptor, which
+    Python's ``contextlib.redirect_stdout`` does not change.
+
+    Args:
+        stream (TextIO): ``sys.stdout`` or ``sys.stderr``.
     """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    number = 1 if stream is sys.stdout else 2
+    stream.flush()
+    kept = os.dup(number)
     try:
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), number)
         yield
     finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
+        stream.flush()
+        os.dup2(kept, number)
         os.close(kept)
-        os.close(nowhere)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -12,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from ...engine.quiet import quiet_torch
+from ...engine.quiet import lost, quiet_torch
 from ...errors import UserError, first_line
 from .adaptive_pool import sizeless_pools
 from .format_options import OPSET
@@ -91,7 +92,9 @@ def _export(model: nn.Module, sample: Tensor, path: os.PathLike, **kwargs) -> No
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         kwargs['dynamo'] = False
     try:
-        torch.onnx.export(model, (sample,), str(path), **kwargs)
+        # Where it fails, it prints the whole graph first.
+        with lost(sys.stdout):
+            torch.onnx.export(model, (sample,), str(path), **kwargs)
     except (RuntimeError, ValueError) as error:  # all of the exporter's own are the former
         raise UserError(f'torch.onnx cannot export this model: {first_line(error)}') from None
 

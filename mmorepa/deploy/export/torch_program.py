@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...engine.quiet import quiet_children, quiet_torch
+from ...engine.quiet import lost, quiet_torch
 from ...errors import UserError, first_line
 from .format_options import FormatOptions
 
@@ -97,7 +98,7 @@ def write_compiled(
         raise UserError('AOTInductor needs a C++ compiler, found none: install g++ or set CXX')
     suffix = compiled_suffix()
     # torch chooses the name of what it writes by the ending, and leaves files beside it.
-    with tempfile.TemporaryDirectory() as folder, quiet_torch(), quiet_children(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, quiet_torch(), lost(sys.stderr), torch.no_grad():
         target = Path(folder, f'model{suffix}')
         try:
             if suffix == '.pt2':

@@ -224,9 +224,10 @@ class TestRefusals:
         cfg = small_config('classifier')
         self.refused(message, tmp_path, cfg, tmp_path / 'a.pth', tmp_path / 'a.onnx')
 
-    def test_an_opset_that_there_is_not(self, checkpoint, tmp_path):
+    def test_an_opset_that_there_is_not(self, checkpoint, tmp_path, capfd):
         message = 'torch.onnx cannot export this model: .*99'
         self.refused(message, tmp_path, *checkpoint(), tmp_path / 'a.onnx', opset=99)
+        assert 'graph(' not in capfd.readouterr().out
 
     def test_full_size_of_a_classifier(self, checkpoint, tmp_path):
         message = 'full_size is of segmentors'
