@@ -9,6 +9,7 @@ import torchvision
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import vgg
 
 from mmorepa import OREPAConv2d, reparameterize, squeeze, switch_to_deploy, verify
 from mmorepa.convs import DBBConv2d, ReparamConv2d
@@ -22,7 +23,8 @@ KEPT = 1e-5  # relative, logits of a network before and after
 MODELS = {
     'torchvision-resnet18': lambda: torchvision.models.resnet18(width_per_group=64),
     'torchvision-mobilenet_v2': lambda: torchvision.models.mobilenet_v2(width_mult=0.25),
-    'torchvision-vgg11_bn': lambda: torchvision.models.vgg11_bn(num_classes=10).features,
+    # Not vgg11_bn, whose classifier is made of 120 million random numbers.
+    'torchvision-vgg11_bn': lambda: vgg.make_layers(vgg.cfgs['A'], batch_norm=True),
     'timm-resnet14t': lambda: timm.create_model('resnet14t'),
     'timm-ghostnet_050': lambda: timm.create_model('ghostnet_050'),
 }
