@@ -15,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..convs import ReparamConv2d
 from ..convs.blocks.kernel_penalty import kernel_parameters
+from ..convs.generated import GeneratedConv2d
 from ..convs.orepa.block import DeepLinearStem
 from ..convs.orepa.branches import Branch
 from ..errors import UserError
@@ -35,7 +36,7 @@ MMENGINE_KEYS = (
 #: A key that MMEngine adds to dicts that a config inherits from another library's config.
 SCOPE = '_scope_'
 #: The kinds of parameters of a block that can have multipliers of their own.
-KINDS = ('stem', 'stem_scale', 'scale')
+KINDS = ('stem', 'stem_scale', 'block', 'scale')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -62,7 +63,9 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
               stems, the blocks with kernels of 7 x 7 and larger.
             - ``stem_scale`` (dict): The multipliers of the scales in these stems. A multiplier
               that is not given is taken from ``stem``.
-            - ``scale`` (dict): The multipliers of the scales of all other blocks.
+            - ``block`` (dict): The multipliers of all parameters of the other generated kernels.
+            - ``scale`` (dict): The multipliers of the scales in these. A multiplier that is not
+              given is taken from ``block``.
             - ``patterns`` (dict[str, dict]): The multipliers of all parameters whose whole name
               matches, where ``*`` stands for any characters: ``'*.conv1.kernel.*.scale'``. All
               patterns that match a parameter count, in addition to ``stem`` and the others.
@@ -154,6 +157,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Each kind and each pattern that has multipliers, with its multipliers."""
         kinds = {kind: self.paramwise_cfg.get(kind, {}) for kind in KINDS}
         kinds['stem_scale'] = {**kinds['stem'], **kinds['stem_scale']}
+        kinds['scale'] = {**kinds['block'], **kinds['scale']}
         patterns = _without_scope(self.paramwise_cfg.get('patterns', {}))
         rules = [(rule, _without_scope(fields)) for rule, fields in kinds.items()]
         return [rule for rule in (*rules, *patterns.items()) if rule[1] != {}]
@@ -248,17 +252,18 @@ def kinds_of(model: nn.Module) -> dict[int, str]:
         model (nn.Module): Any model.
 
     Returns:
-        dict[int, str]: ``'stem'``, ``'stem_scale'`` or ``'scale'`` by the ``id`` of a parameter.
+        dict[int, str]: ``'stem'``, ``'stem_scale'``, ``'block'`` or ``'scale'`` by the ``id`` of a
+        parameter.
     """
-    kinds = {
-        id(module.scale): 'scale'
-        for module in model.modules()
-        if isinstance(module, Branch) and module.scale is not None
-    }
+    kinds = {}
     for module in model.modules():
-        if isinstance(module, DeepLinearStem):
-            for parameter in map(id, module.parameters()):
-                kinds[parameter] = 'stem_scale' if parameter in kinds else 'stem'
+        if isinstance(module, GeneratedConv2d):
+            is_stem = isinstance(module.kernel, DeepLinearStem)
+            for parameter in module.kernel.parameters():
+                kinds[id(parameter)] = 'stem' if is_stem else 'block'
+            for part in module.kernel.modules():
+                if isinstance(part, Branch) and part.scale is not None:
+                    kinds[id(part.scale)] = 'stem_scale' if is_stem else 'scale'
     return kinds
 
 

@@ -14,6 +14,7 @@ import mmorepa.det
 import mmorepa.pretrain
 import mmorepa.seg  # noqa: F401
 from mmorepa import OREPAConv2d, squeeze
+from mmorepa.convs import DBBConv2d, ExpandConv2d, OREPARepVGGConv2d
 from mmorepa.errors import UserError
 from support import ROOT
 
@@ -159,6 +160,26 @@ class TestComposition:
         assert rates['0.kernel.0.original.scale'] == pytest.approx((0.1 * LR, DECAY))
         assert rates['2.kernel.original.scale'] == (LR, DECAY)
 
+    @pytest.mark.parametrize(
+        'own, scale', [({}, (4, 0.5)), (dict(lr_mult=3), (3, 0.5)), (dict(decay_mult=0), (4, 0))]
+    )
+    def test_the_scales_of_other_blocks_follow_these(self, own, scale):
+        rates = groups(model(), dict(block=dict(lr_mult=4, decay_mult=0.5), scale=own))
+        lr, decay = scale
+        assert rates['2.kernel.original.weight'] == pytest.approx((4 * LR, 0.5 * DECAY))
+        assert rates['2.kernel.original.scale'] == pytest.approx((lr * LR, decay * DECAY))
+        for other in ('0.kernel.0.original.weight', '0.kernel.0.original.scale', '1.weight'):
+            assert rates[other] == (LR, DECAY)
+
+    def test_a_block_is_whatever_generates_its_kernel(self):
+        net = nn.Sequential(
+            ExpandConv2d(3, 4, 3), DBBConv2d(4, 4, 3), OREPARepVGGConv2d(4, 4, 3, padding=1)
+        )
+        rates = groups(net, dict(block=dict(lr_mult=4)))
+        changed = {name for name, rate in rates.items() if rate != (LR, DECAY)}
+        assert changed == {name for name in rates if '.kernel.' in f'.{name}'}
+        assert {name.split('.')[0] for name in changed} == {'0', '2'}
+
     def test_multiplies_what_a_custom_key_gave(self):
         cfg = dict(custom_keys={'0.': dict(lr_mult=0.5, decay_mult=0.2)}, **MULTIPLIERS)
         rates = groups(model(), cfg)
@@ -213,6 +234,7 @@ class TestComposition:
     [
         (dict(stem_lr_mult=0.1), "has 'stem_lr_mult', which does not exist"),
         (dict(stem=0.1), 'has stem=0.1: wanted a dict'),
+        (dict(block=3), 'has block=3: wanted a dict'),
         (dict(stem=dict(lr=0.1)), 'stem is .*: wanted a dict with lr_mult, decay_mult or both'),
         (dict(scale=dict(lr_mult=-1)), 'scale has lr_mult=-1: wanted a number, at least 0'),
         (dict(scale=dict(lr_mult='0.1')), "scale has lr_mult='0.1': wanted a number"),
