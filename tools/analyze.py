@@ -40,6 +40,10 @@ def add_command(commands, name: str, command, help: str, description: str, check
     return parser
 
 
+def add_plain(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument('--plain', nargs='+', metavar=('CONFIG', 'CHECKPOINT'), help=help)
+
+
 def add_effective_lr(commands) -> None:
     parser = add_command(
         commands,
@@ -49,7 +53,8 @@ def add_effective_lr(commands) -> None:
         description='Measure how far one SGD step moves each generated kernel, on batches of the '
         "config's training data: next to a plain convolution with the same kernel and gradient, "
         'and relative to its own size. Prints a table and the lr_mult with which the stem would '
-        'step like others; writes effective_lr.json and effective_lr.png.',
+        'step like others, or all blocks like the network of --plain; writes effective_lr.json '
+        'and effective_lr.png.',
         checkpoint=f'a checkpoint of that config in training form {FRESH}',
     )
     parser.add_argument(
@@ -62,10 +67,16 @@ def add_effective_lr(commands) -> None:
     )
     parser.add_argument(
         '--like',
-        choices=['plain', 'block', 'relative'],
+        choices=['plain', 'block', 'relative', 'network'],
         default='plain',
         help='what the stem is to step like in FILE: a plain convolution with its kernel (the '
-        'default), the other blocks, or the other blocks relative to the size of their kernels',
+        'default), the other blocks, or the other blocks relative to the size of their kernels; '
+        'network: what all blocks are, the network of --plain, relative to the size of kernels',
+    )
+    add_plain(
+        parser,
+        'the same network with plain convolutions, and a checkpoint of it (without CHECKPOINT, as '
+        'training starts): the table shows its relative steps as well',
     )
     parser.add_argument('--force', action='store_true', help='replace FILE if it exists')
 
@@ -107,12 +118,10 @@ def add_norms(commands) -> None:
         'norms.json and norms.png.',
         checkpoint=f'a checkpoint of that config in training form {FRESH}',
     )
-    parser.add_argument(
-        '--plain',
-        nargs='+',
-        metavar=('CONFIG', 'CHECKPOINT'),
-        help='the plain network, and a checkpoint of it with BatchNorms (default: fresh Kaiming '
-        'values; without CHECKPOINT, as training starts)',
+    add_plain(
+        parser,
+        'the plain network, and a checkpoint of it with BatchNorms (default: fresh Kaiming values; '
+        'without CHECKPOINT, as training starts)',
     )
 
 
@@ -166,16 +175,34 @@ def add_budget(commands) -> None:
 
 
 def effective_lr(args: argparse.Namespace) -> None:
+    from mmorepa.errors import UserError
     from mmorepa.lab.analysis import effective_lr_report as lr
 
     cfg, out = load(args)
     if args.write:
         lr.check_target(cfg, args.write, args.force)
-    report = lr.study(cfg, args.checkpoint, args.batches)
+    plain = plain_of(args)
+    if args.like == 'network' and not plain:
+        raise UserError('--like network wants the network: give --plain CONFIG [CHECKPOINT]')
+    report = lr.study(cfg, args.checkpoint, args.batches, *plain)
     present(report, out / 'effective_lr')
     if args.write:
         lr.write_config(report, cfg, args.write, args.like)
         print(f'wrote {args.write}')
+
+
+def plain_of(args: argparse.Namespace) -> list:
+    """The config of ``--plain`` and perhaps the path of a checkpoint; empty without it."""
+    from mmorepa.engine.run import load_config
+    from mmorepa.errors import UserError
+
+    if args.plain is None:
+        return []
+    config, *checkpoint = args.plain
+    if len(checkpoint) > 1:
+        found = len(args.plain)
+        raise UserError(f'--plain has {found} values: wanted CONFIG and perhaps CHECKPOINT')
+    return [load_config(config), *checkpoint]
 
 
 def branches(args: argparse.Namespace) -> None:
@@ -193,16 +220,10 @@ def spectrum(args: argparse.Namespace) -> None:
 
 
 def norms(args: argparse.Namespace) -> None:
-    from mmorepa.engine.run import load_config
-    from mmorepa.errors import UserError
     from mmorepa.lab.analysis.stem_report import study
 
     cfg, out = load(args)
-    plain = args.plain or [None]
-    if len(plain) > 2:
-        raise UserError(f'--plain has {len(plain)} values: wanted CONFIG and perhaps CHECKPOINT')
-    plain[0] = plain[0] and load_config(plain[0])
-    present(study(cfg, args.checkpoint, *plain), out / 'norms')
+    present(study(cfg, args.checkpoint, *plain_of(args)), out / 'norms')
 
 
 def diff(args: argparse.Namespace) -> None:

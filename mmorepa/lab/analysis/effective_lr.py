@@ -26,7 +26,8 @@ rate for the stem was never published.
 A BatchNorm behind the kernel makes the network blind to the size of W, and G is the smaller the
 larger W is. Kernels of unlike sizes are therefore compared by their relative step:
 
-- relative, |M G| / |W|: the length of the step, over the kernel's.
+- relative, |M G| / |W|: the length of the step, over the kernel's. A plain network, trained from
+  other weights, has such a step as well: :func:`measure_plain`.
 
 Left out are momentum, weight decay, and terms of second order in the rates.
 """
@@ -132,6 +133,43 @@ def measure(model: nn.Module, batches: Iterable, optim_wrapper: dict) -> list[La
     return list(layers.values())
 
 
+def measure_plain(model: nn.Module, batches: Iterable, optim_wrapper: dict) -> dict[str, float]:
+    """The relative step of every plain convolution of a model, ``l |G| / |W|``.
+
+    The model runs as in :func:`measure`, and is left as it was found.
+
+    Args:
+        model (nn.Module): An MMEngine ``BaseModel``.
+        batches (Iterable): See :func:`measure`.
+        optim_wrapper (dict): See :func:`measure`.
+
+    Returns:
+        dict[str, float]: The median over the batches by the name of the convolution. Frozen ones
+        and those that get no gradient are left out.
+
+    Raises:
+        UserError: If the optimizer is not SGD.
+    """
+    rates = learning_rates(model, optim_wrapper)
+    weights = {
+        name: module.weight
+        for name, module in model.named_modules()
+        if type(module) is nn.Conv2d and rates.get(id(module.weight))
+    }
+    steps = {name: [] for name in weights}
+    with left_as_found(model):
+        model.train()
+        for batch in batches:
+            model.zero_grad()
+            backward(model, batch)
+            for name, weight in weights.items():
+                if weight.grad is not None:
+                    length = rates[id(weight)] * weight.grad.double().norm()
+                    steps[name].append((length / weight.double().norm()).item())
+    found = {name: median(values) for name, values in steps.items() if values}
+    return {name: step for name, step in found.items() if 0 < step < math.inf}
+
+
 def blocks_of(model: nn.Module) -> dict[str, OREPAConv2d]:
     """The blocks of a model by name.
 
@@ -203,15 +241,20 @@ def kernel_gradients(model: nn.Module, batch) -> dict[str, Tensor]:
         depend on the kernel. A block that runs several times gets the sum.
     """
     with leaf_kernels(model) as leaves:
-        data = model.data_preprocessor(batch, True)
-        losses = model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
-        loss, _ = model.parse_losses(losses)
-        # Not autograd.grad, which checkpointed blocks (with_cp) refuse.
-        loss.backward()
+        backward(model, batch)
         return {
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             for name, leaf in leaves.items()
         }
+
+
+def backward(model: nn.Module, batch) -> None:
+    """The backward pass of a training loss; see :func:`kernel_gradients`."""
+    data = model.data_preprocessor(batch, True)
+    losses = model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
+    loss, _ = model.parse_losses(losses)
+    # Not autograd.grad, which checkpointed blocks (with_cp) refuse.
+    loss.backward()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,20 +19,23 @@ from rich.console import Console
 from rich.progress import track
 
 from ...engine.data import build_loader
+from ...engine.optim_wrapper_constructor import KINDS
 from ...errors import UserError
 from ...writing import write_text
 from ..drawing import COLOURS, GREY, grid, legend_below, logarithmic, new_figure, rows_down
 from ..network import load_network
 from ..scaffold import Column, Report
-from .effective_lr import NUMBERS, Layer, blocks_of, measure
+from .effective_lr import NUMBERS, Layer, blocks_of, measure, measure_plain
 
 CONSTRUCTOR = 'OREPAOptimWrapperConstructor'
 
-#: What the stem can be made to step like, by the name on the command line.
+#: What the stem can be made to step like, by the name on the command line; with ``network`` all
+#: blocks are.
 LIKE = dict(
     plain='a plain convolution with the same kernel (gain 1)',
     block='the other blocks (their median gain)',
     relative='the other blocks, sizes of kernels aside (their median relative step)',
+    network='the plain network, sizes of kernels aside (the median ratio of relative steps)',
 )
 
 #: Colours of the kinds of kernels that are met often.
@@ -49,7 +52,9 @@ class StepReport(Report):
         batches (int): How many were run.
         layers (list[Layer]): In the network's order.
         lr_mults (dict[str, float]): The multipliers in the config under which it was measured,
-            of ``stem`` and, if the config has one, of ``stem_scale``.
+            of ``stem`` and ``block`` and, if the config has them, of ``stem_scale`` and ``scale``.
+        plain (str): What the plain network is called; empty without one.
+        plain_steps (dict[str, float]): The relative steps of its convolutions by name.
     """
 
     config: str
@@ -57,6 +62,8 @@ class StepReport(Report):
     batches: int
     layers: list[Layer]
     lr_mults: dict[str, float]
+    plain: str = ''
+    plain_steps: dict[str, float] = field(default_factory=dict)
 
     caption = (
         'median over the batches, ± half the range; a plain convolution has gain, along and '
@@ -76,18 +83,38 @@ class StepReport(Report):
         """That of the other blocks, the median over them."""
         return middle((layer for layer in self.layers if layer.kind != 'stem'), number)
 
+    def lag(self, is_stem: bool) -> float:
+        """How many times as far the plain network's step turns a kernel as the blocks' does.
+
+        Args:
+            is_stem (bool): Whether to compare the stem, or the other blocks.
+
+        Returns:
+            float: The median over the layers that both have; NaN if there is none.
+        """
+        ratios = [
+            self.plain_steps[layer.name] / layer.spread('relative')[1]
+            for layer in self.layers
+            if (layer.kind == 'stem') == is_stem
+            and layer.name in self.plain_steps
+            and layer.spread('relative')[1] > 0
+        ]
+        return median(ratios) if ratios else math.nan
+
     def suggest(self, like: str = 'plain') -> dict[str, float]:
-        """The multipliers under which the stem steps like something else.
+        """The multipliers under which the stem, or all blocks, step like something else.
 
         Args:
             like (str): A key of :data:`LIKE`.
 
         Returns:
-            dict[str, float]: As ``lr_mults``, to two digits.
+            dict[str, float]: As ``lr_mults``, to two digits, of what the rule is for.
 
         Raises:
             UserError: If there is no stem, nothing moves it, or there is nothing to compare with.
         """
+        if like == 'network':
+            return self._like_the_plain_network()
         stems = [layer for layer in self.layers if layer.kind == 'stem']
         if not stems:
             raise UserError('the model has no deep linear stem: there is no lr_mult to suggest')
@@ -106,7 +133,27 @@ class StepReport(Report):
                 f'no other block is trained, to whose {like} the stem could be compared: '
                 'choose --like plain'
             )
-        return {kind: float(f'{mult * factor:.2g}') for kind, mult in self.lr_mults.items()}
+        return self._multiplied(stem=factor)
+
+    def _like_the_plain_network(self) -> dict[str, float]:
+        if not self.plain:
+            raise UserError('there is no plain network to compare with: give one with --plain')
+        factors = dict(stem=self.lag(True), block=self.lag(False))
+        factors = {kind: factor for kind, factor in factors.items() if not math.isnan(factor)}
+        if not factors:
+            raise UserError(
+                f'{self.plain} has no plain convolution that is trained under the name of a block '
+                f'that is trained, such as {self.layers[0].name}: wanted the same network, plain'
+            )
+        return self._multiplied(**factors)
+
+    def _multiplied(self, **factors: float) -> dict[str, float]:
+        """The multipliers times the factor for stems or for other blocks, to two digits."""
+        return {
+            kind: float(f'{mult * factors[family]:.2g}')
+            for kind, mult in self.lr_mults.items()
+            if (family := 'stem' if kind.startswith('stem') else 'block') in factors
+        }
 
     def heading(self) -> str:
         return f'one SGD step of {self.what}'
@@ -117,11 +164,15 @@ class StepReport(Report):
                 return 'frozen' if number == NUMBERS[0] else ''
             return format_spread(layer.spread(number))
 
+        def plain_cell(layer: Layer) -> str:
+            return f'{self.plain_steps[layer.name]:.3g}' if layer.name in self.plain_steps else '-'
+
         return [
             Column('layer', lambda layer: layer.name, left=True),
             Column('kernel', lambda layer: layer.kind, left=True),
             Column('shape', lambda layer: 'x'.join(map(str, layer.shape)), left=True),
             *[Column(number, partial(cell, number=number)) for number in NUMBERS],
+            *[Column('relative, plain network', plain_cell) for _ in range(bool(self.plain))],
         ]
 
     def stands_out(self, row: Layer) -> bool:
@@ -130,11 +181,13 @@ class StepReport(Report):
     def summary(self) -> list[str]:
         lines = self.findings()
         for like, meaning in LIKE.items():
+            if like == 'network' and not self.plain:
+                continue
             try:
                 lines.append(f'to step like {meaning}: {format_mults(self.suggest(like))}')
             except UserError as error:
-                if like == 'plain':
-                    return [*lines, str(error)]
+                if like in ('plain', 'network'):
+                    lines.append(str(error))
         return lines
 
     def findings(self) -> list[str]:
@@ -143,14 +196,23 @@ class StepReport(Report):
         if not math.isnan(self.stem()):
             lines.append(
                 f'stem: gain {self.stem():.3g}, relative {self.stem("relative"):.3g}, '
-                f'under {format_mults(self.lr_mults)}'
+                f'under {self._mults_of("stem")}'
             )
         if not math.isnan(self.others()):
             lines.append(
                 f'other blocks, median: gain {self.others():.3g}, '
-                f'relative {self.others("relative"):.3g}'
+                f'relative {self.others("relative"):.3g}, under {self._mults_of("block")}'
+            )
+        if not math.isnan(self.lag(False)):
+            lines.append(
+                f'plain network ({self.plain}): its steps are {self.lag(False):.3g} times as long '
+                'relative to the kernels, median over the other blocks'
             )
         return lines
+
+    def _mults_of(self, family: str) -> str:
+        kinds = dict(stem=('stem', 'stem_scale'), block=('block', 'scale'))[family]
+        return format_mults({kind: self.lr_mults[kind] for kind in kinds if kind in self.lr_mults})
 
     def content(self) -> dict:
         suggested = {}
@@ -163,6 +225,8 @@ class StepReport(Report):
             batches=self.batches,
             lr_mults=self.lr_mults,
             suggested=suggested,
+            plain=self.plain,
+            plain_steps=self.plain_steps,
             layers=[asdict(layer) for layer in self.layers],
         )
 
@@ -195,6 +259,9 @@ class StepReport(Report):
             if number == 'gain':
                 look = dict(color=colour, markerfacecolor='white', markersize=4)
                 axes.plot([layer.spread('along')[1]], [row], 'D', **look)
+            elif layer.name in self.plain_steps:
+                look = dict(color='black', markersize=6, label='the plain network, median')
+                axes.plot([self.plain_steps[layer.name]], [row], 'x', **look)
         axes.plot([], [], color=GREY, linewidth=2, label='lowest to highest of the batches')
         if number == 'gain':
             look = dict(color=GREY, markerfacecolor='white')
@@ -206,12 +273,21 @@ class StepReport(Report):
             )
         axes.set_xscale('log')
         drawn = [mid for _, mid, _ in (layer.spread(number) for layer in self.layers) if mid > 0]
+        if number == 'relative':
+            names = {layer.name for layer in self.layers}
+            drawn += [step for name, step in self.plain_steps.items() if name in names]
         if drawn:
             logarithmic(axes.xaxis, min(drawn), max(drawn))
         grid(axes)
 
 
-def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int = 4) -> StepReport:
+def study(
+    cfg: Config,
+    checkpoint: str | os.PathLike | None = None,
+    batches: int = 4,
+    plain_cfg: Config | None = None,
+    plain_checkpoint: str | os.PathLike | None = None,
+) -> StepReport:
     """Measure the network of a config on batches of its training data.
 
     Args:
@@ -220,6 +296,9 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int
             as training starts: freshly initialised, or from the config's ``load_from`` and
             ``init_cfg``.
         batches (int): How many to run. Defaults to 4.
+        plain_cfg (Config, optional): Of the same network with plain convolutions, to compare with.
+        plain_checkpoint (str | os.PathLike, optional): One of ``plain_cfg``. By default that
+            network is as training starts.
 
     Returns:
         StepReport: See there.
@@ -228,31 +307,42 @@ def study(cfg: Config, checkpoint: str | os.PathLike | None = None, batches: int
         UserError: If the checkpoint does not fit or is in another form, the data is not there, or
             for the reasons of :func:`mmorepa.lab.analysis.effective_lr.measure`.
     """
-    if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
-        raise UserError('the config has no train_dataloader or no optim_wrapper: wanted both')
+    for one in filter(None, (cfg, plain_cfg)):
+        if one.get('train_dataloader') is None or one.get('optim_wrapper') is None:
+            raise UserError('the config has no train_dataloader or no optim_wrapper: wanted both')
     network = load_network(cfg, checkpoint)
     blocks_of(network.model)
-    loader = build_loader(cfg, 'train_dataloader')
-    count = min(batches, len(loader))
-    progress = track(
-        islice(loader, count),
-        'batches',
-        total=count,
-        console=Console(stderr=True),
-        transient=True,
-    )
-    layers = measure(network.model, progress, cfg.optim_wrapper)
+    batches, count = first_batches(cfg, batches)
+    layers = measure(network.model, batches, cfg.optim_wrapper)
+    plain, plain_steps = '', {}
+    if plain_cfg is not None:
+        plain_network = load_network(plain_cfg, plain_checkpoint, training_form=False)
+        plain = str(plain_network)
+        batches, _ = first_batches(plain_cfg, count)
+        plain_steps = measure_plain(plain_network.model, batches, plain_cfg.optim_wrapper)
     paramwise = cfg.optim_wrapper.get('paramwise_cfg') or {}
-    lr_mults = dict(stem=paramwise.get('stem', {}).get('lr_mult', 1))
-    if 'lr_mult' in paramwise.get('stem_scale', {}):
-        lr_mults['stem_scale'] = paramwise['stem_scale']['lr_mult']
     return StepReport(
         config=network.config,
         checkpoint=network.checkpoint,
         batches=count,
         layers=layers,
-        lr_mults=lr_mults,
+        lr_mults={
+            kind: paramwise.get(kind, {}).get('lr_mult', 1)
+            for kind in KINDS
+            if kind in ('stem', 'block') or 'lr_mult' in paramwise.get(kind, {})
+        },
+        plain=plain,
+        plain_steps=plain_steps,
     )
+
+
+def first_batches(cfg: Config, count: int) -> tuple[Iterable, int]:
+    """The first batches of a config's training data, with a bar, and how many there are."""
+    loader = build_loader(cfg, 'train_dataloader')
+    count = min(count, len(loader))
+    console = Console(stderr=True)
+    batches = islice(loader, count)
+    return track(batches, 'batches', total=count, console=console, transient=True), count
 
 
 def format_spread(spread: Sequence[float]) -> str:
@@ -322,11 +412,12 @@ def write_config(
     base = Path(os.path.relpath(Path(cfg.filename).resolve(), path.parent.resolve())).as_posix()
     rules = ', '.join(f'{kind}=dict(lr_mult={mult:g})' for kind, mult in mults.items())
     measured = '\n# '.join(report.findings())
+    changed = 'The blocks now step' if like == 'network' else 'The stem now steps'
     text = f"""\
 # Written by tools/analyze.py effective-lr, which found on {report.batches} batches of
 # {report.config}, {report.checkpoint}:
 # {measured}
-# The stem now steps like {LIKE[like]}.
+# {changed} like {LIKE[like]}.
 # A measurement of this network; the paper's value was never published.
 _base_ = [{base!r}]
 

@@ -31,6 +31,7 @@ from mmorepa.lab.analysis.effective_lr import (
     learning_rates,
     left_as_found,
     measure,
+    measure_plain,
 )
 from mmorepa.lab.analysis.effective_lr_report import StepReport
 from support import CONFIG, ROOT, make_trained_like, run
@@ -184,6 +185,34 @@ def plain_gradients(model, batch):
     loss, _ = plain.parse_losses(plain(**data, mode='loss'))
     loss.backward()
     return {name: plain.get_submodule(name).weight.grad for name in names}
+
+
+class TestMeasurePlain:
+    def test_is_a_real_step(self, toy, batches):
+        plain = squeeze(toy).requires_grad_(True)
+        plain.get_submodule(FROZEN).requires_grad_(False)
+        before = copy.deepcopy(plain)
+        cfg = optim_wrapper(patterns={f'{ONE}.*': dict(lr_mult=2)})
+        found = measure_plain(plain, batches[:1], cfg)
+        assert all(p.grad is None for p in plain.parameters())
+        assert plain.state_dict().keys() == before.state_dict().keys()
+        plain.train()
+        plain.train_step(batches[0], build_optim_wrapper(plain, cfg))
+        assert set(found) == {STEM, ONE, GROUPED, SHARED}  # neither frozen nor unused ones
+        for name, step in found.items():
+            weight = before.get_submodule(name).weight
+            moved = plain.get_submodule(name).weight - weight
+            assert step == pytest.approx((moved.norm() / weight.norm()).item(), rel=FIRST_ORDER)
+
+    def test_the_median_over_the_batches(self, toy, batches):
+        plain = squeeze(toy).requires_grad_(True)
+        each = [measure_plain(plain, [batch], optim_wrapper()) for batch in batches]
+        both = measure_plain(plain, batches, optim_wrapper())
+        for name, step in both.items():
+            assert step == pytest.approx(sum(one[name] for one in each) / 2, rel=SAME)
+
+    def test_blocks_are_no_plain_convolutions(self, toy, batches):
+        assert measure_plain(toy, batches, optim_wrapper()) == {}
 
 
 class TestMeasure:
@@ -442,8 +471,10 @@ def layer(name, kind, frozen=False, gain=(), relative=()):
     )
 
 
-def report(*layers, **lr_mults):
-    return StepReport('a.py', 'b.pth', 3, list(layers), lr_mults or dict(stem=1))
+def report(*layers, plain_steps=None, **lr_mults):
+    plain = dict(plain='p.py, q.pth', plain_steps=plain_steps) if plain_steps else {}
+    lr_mults = lr_mults or dict(stem=1, block=1)
+    return StepReport('a.py', 'b.pth', 3, list(layers), lr_mults, **plain)
 
 
 STEM_LAYER = layer('conv1', 'stem', gain=[10, 20, 40], relative=[0.1, 0.3, 0.2])
@@ -454,6 +485,8 @@ OTHERS = (
     layer('d', '3x3', frozen=True),
     layer('e', '3x3', gain=[NAN] * 3, relative=[NAN] * 3),
 )
+#: 5 times the stem's relative step, and 2, 3 and 4 times that of the other blocks.
+PLAIN_STEPS = dict(conv1=1.0, a=0.02, b=0.06, c=0.32, d=0.1, e=0.1, head=9.0)
 
 
 class TestReport:
@@ -470,6 +503,36 @@ class TestReport:
     def test_suggestion(self, lr_mults, like, expected):
         found = report(STEM_LAYER, *OTHERS, **lr_mults).suggest(like)
         assert found == pytest.approx(expected)
+
+    @pytest.mark.parametrize(
+        'lr_mults, steps, expected',
+        [
+            (dict(stem=0.1, block=2), PLAIN_STEPS, dict(stem=0.5, block=6)),
+            (dict(stem=1, block=2, scale=7), PLAIN_STEPS, dict(stem=5, block=6, scale=21)),
+            (dict(stem=1, stem_scale=2, block=1), dict(conv1=1.0), dict(stem=5, stem_scale=10)),
+            (dict(stem=1, block=1), dict(a=0.02, b=0.1), dict(block=3.5)),
+        ],
+        ids=['both', 'scales', 'stem', 'blocks'],
+    )
+    def test_suggestion_like_the_plain_network(self, lr_mults, steps, expected):
+        found = report(STEM_LAYER, *OTHERS, plain_steps=steps, **lr_mults).suggest('network')
+        assert found == pytest.approx(expected)
+
+    @pytest.mark.parametrize(
+        'steps, message',
+        [
+            (None, 'no plain network to compare with: give one with --plain'),
+            (
+                dict(head=9.0, e=1.0),
+                'p.py, q.pth has no plain convolution .* as conv1: wanted',
+            ),
+        ],
+        ids=['none', 'another'],
+    )
+    def test_no_plain_network_to_step_like(self, steps, message):
+        with pytest.raises(UserError, match=message) as info:
+            report(STEM_LAYER, *OTHERS, plain_steps=steps).suggest('network')
+        assert '\n' not in str(info.value)
 
     def test_is_rounded_to_two_digits(self):
         stem = layer('conv1', 'stem', gain=[7], relative=[0.1])
@@ -493,12 +556,19 @@ class TestReport:
     def test_summary(self):
         lines = report(STEM_LAYER, *OTHERS).summary()
         assert lines[0] == 'stem: gain 20, relative 0.2, under stem lr_mult=1'
-        assert lines[1] == 'other blocks, median: gain 3, relative 0.02'
+        assert lines[1] == 'other blocks, median: gain 3, relative 0.02, under block lr_mult=1'
         assert [line.rpartition(': ')[2] for line in lines[2:]] == [
             'stem lr_mult=0.05',
             'stem lr_mult=0.15',
             'stem lr_mult=0.1',
         ]
+
+    def test_summary_beside_a_plain_network(self):
+        lines = report(STEM_LAYER, *OTHERS, plain_steps=PLAIN_STEPS).summary()
+        assert lines[2].startswith('plain network (p.py, q.pth): its steps are 3 times as long')
+        assert lines[-1].endswith(
+            '(the median ratio of relative steps): stem lr_mult=5, block lr_mult=3'
+        )
 
     def test_summary_of_a_stem_alone(self):
         lines = report(STEM_LAYER).summary()
@@ -521,6 +591,10 @@ class TestReport:
         assert rows[2][3] == '3 ±33%'
         assert rows[4][3:] == ('frozen', '', '', '')
         assert rows[5][3:] == ('-',) * 4
+
+    def test_table_beside_a_plain_network(self):
+        shown = report(*OTHERS, plain_steps=dict(a=0.02)).table()
+        assert list(shown.columns[-1].cells)[:2] == ['0.02', '-']
 
     def test_json(self, tmp_path):
         report(STEM_LAYER, *OTHERS).write_json(tmp_path / 'a.json')
@@ -559,6 +633,22 @@ def digits(tmp_path_factory):
 
 
 class TestStudy:
+    def test_like_a_plain_network(self, narrow_config, training_checkpoint, digits, tmp_path):
+        """A config with the multipliers that are found has the plain network's steps."""
+        plain = narrow_config(**digits, **{'model.backbone.reparam': None})
+        cfg = narrow_config(**digits)
+        found = reports.study(cfg, training_checkpoint, 1, plain)
+        assert found.plain == f'{CONFIG.name}, the start of training'
+        assert {layer.name for layer in found.layers} < set(found.plain_steps)
+        path = tmp_path / 'matched.py'
+        mults = reports.write_config(found, cfg, path, like='network')
+        cfg.optim_wrapper = Config.fromfile(path).optim_wrapper
+        after = reports.study(cfg, training_checkpoint, 1, plain)
+        assert after.lr_mults == mults
+        for is_stem in (False, True):
+            assert found.lag(is_stem) != pytest.approx(1, rel=TWO_DIGITS)
+            assert after.lag(is_stem) == pytest.approx(1, rel=TWO_DIGITS)
+
     def test_on_the_digits(self, narrow_config, training_checkpoint, digits):
         cfg = narrow_config(**digits)
         first, again = (reports.study(cfg, training_checkpoint, batches=1) for _ in range(2))
@@ -592,7 +682,7 @@ class TestStudy:
         after = reports.study(cfg, training_checkpoint, batches=1)
         assert after.stem('gain') == pytest.approx(1, rel=TWO_DIGITS)
         assert after.others('gain') == before.others('gain')
-        assert after.suggest() == pytest.approx(after.lr_mults, rel=TWO_DIGITS)
+        assert after.suggest() == pytest.approx(mults, rel=TWO_DIGITS)
 
     @pytest.mark.parametrize('change, form', [(squeeze, 'squeezed'), (switch_to_deploy, 'deploy')])
     def test_converted_checkpoints(self, change, form, narrow_config, tmp_path):
@@ -670,6 +760,22 @@ class TestCommand:
         assert f'(gain 1): stem lr_mult={mult:g}' in text
         written = Config.fromfile(tmp_path / 'slow_stem.py')
         assert written.optim_wrapper.paramwise_cfg.stem.lr_mult == mult
+
+    @pytest.mark.parametrize(
+        'arguments, message',
+        [
+            (('--like', 'network'), 'error: --like network wants the network: give --plain'),
+            (
+                ('--plain', 'a.py', 'b', 'c'),
+                'error: --plain has 3 values: wanted CONFIG',
+            ),
+            (('--plain', 'none.py'), 'error: no config at none.py: check the path'),
+        ],
+        ids=['no network', 'too many', 'no config'],
+    )
+    def test_refuses_a_plain_network(self, analyze, arguments, message):
+        text = analyze('effective-lr', CONFIG, *arguments, code=2)
+        assert text.startswith(message) and text.count('\n') == 1
 
     def test_refuses_before_it_measures(self, analyze, tmp_path):
         (tmp_path / 'mine.py').write_text('precious')
