@@ -11,8 +11,12 @@ from mmorepa.lab.comparison import study
 from support import ROOT
 
 PAGE = ROOT / 'docs' / 'evidence.md'
-#: A mean over seeds, and the mean of the differences with its interval.
-RESULT = re.compile(r'\d+\.\d+ \(\d+\.\d+ to \d+\.\d+\) ± \d+\.\d+|[+-]\d+\.\d+ to [+-]\d+\.\d+')
+#: A mean over seeds, the mAP of a single one, and the mean of the differences with its interval.
+RESULT = re.compile(
+    r'\d+\.\d+ \(\d+\.\d+ to \d+\.\d+\) ± \d+\.\d+'
+    r'|\d\.\d{4} \(\d\.\d{4} to \d\.\d{4}\)'
+    r'|[+-]\d+\.\d+ to [+-]\d+\.\d+'
+)
 
 DONE = [
     command
