@@ -35,8 +35,10 @@ MMENGINE_KEYS = (
 )
 #: A key that MMEngine adds to dicts that a config inherits from another library's config.
 SCOPE = '_scope_'
-#: The kinds of parameters of a block that can have multipliers of their own.
-KINDS = ('stem', 'stem_scale', 'block', 'scale')
+#: The kinds of parameters of a block that can have multipliers of their own, and the kind whose
+#: multipliers each takes where its own are not given.
+FAMILY = dict(stem='stem', stem_scale='stem', block='block', scale='block')
+KINDS = tuple(FAMILY)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -155,9 +157,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _rules(self) -> list[tuple[str, dict]]:
         """Each kind and each pattern that has multipliers, with its multipliers."""
-        kinds = {kind: self.paramwise_cfg.get(kind, {}) for kind in KINDS}
-        kinds['stem_scale'] = {**kinds['stem'], **kinds['stem_scale']}
-        kinds['scale'] = {**kinds['block'], **kinds['scale']}
+        own = {kind: self.paramwise_cfg.get(kind, {}) for kind in KINDS}
+        kinds = {kind: {**own[family], **own[kind]} for kind, family in FAMILY.items()}
         patterns = _without_scope(self.paramwise_cfg.get('patterns', {}))
         rules = [(rule, _without_scope(fields)) for rule, fields in kinds.items()]
         return [rule for rule in (*rules, *patterns.items()) if rule[1] != {}]

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ...engine.data import build_loader
-from ...engine.optim_wrapper_constructor import KINDS
+from ...engine.optim_wrapper_constructor import FAMILY
 from ...errors import UserError
 from ...writing import write_text
 from ..drawing import COLOURS, GREY, grid, legend_below, logarithmic, new_figure, rows_down
@@ -93,11 +93,10 @@ class StepReport(Report):
             float: The median over the layers that both have; NaN if there is none.
         """
         ratios = [
-            self.plain_steps[layer.name] / layer.spread('relative')[1]
+            self.plain_steps[layer.name] / step
             for layer in self.layers
-            if (layer.kind == 'stem') == is_stem
-            and layer.name in self.plain_steps
-            and layer.spread('relative')[1] > 0
+            if (layer.kind == 'stem') == is_stem and layer.name in self.plain_steps
+            if (step := layer.spread('relative')[1]) > 0
         ]
         return median(ratios) if ratios else math.nan
 
@@ -150,9 +149,9 @@ class StepReport(Report):
     def _multiplied(self, **factors: float) -> dict[str, float]:
         """The multipliers times the factor for stems or for other blocks, to two digits."""
         return {
-            kind: float(f'{mult * factors[family]:.2g}')
+            kind: float(f'{mult * factors[FAMILY[kind]]:.2g}')
             for kind, mult in self.lr_mults.items()
-            if (family := 'stem' if kind.startswith('stem') else 'block') in factors
+            if FAMILY[kind] in factors
         }
 
     def heading(self) -> str:
@@ -167,13 +166,15 @@ class StepReport(Report):
         def plain_cell(layer: Layer) -> str:
             return f'{self.plain_steps[layer.name]:.3g}' if layer.name in self.plain_steps else '-'
 
-        return [
+        columns = [
             Column('layer', lambda layer: layer.name, left=True),
             Column('kernel', lambda layer: layer.kind, left=True),
             Column('shape', lambda layer: 'x'.join(map(str, layer.shape)), left=True),
             *[Column(number, partial(cell, number=number)) for number in NUMBERS],
-            *[Column('relative, plain network', plain_cell) for _ in range(bool(self.plain))],
         ]
+        if self.plain:
+            columns.append(Column('relative, plain network', plain_cell))
+        return columns
 
     def stands_out(self, row: Layer) -> bool:
         return row.kind == 'stem'
@@ -211,8 +212,8 @@ class StepReport(Report):
         return lines
 
     def _mults_of(self, family: str) -> str:
-        kinds = dict(stem=('stem', 'stem_scale'), block=('block', 'scale'))[family]
-        return format_mults({kind: self.lr_mults[kind] for kind in kinds if kind in self.lr_mults})
+        mults = self.lr_mults.items()
+        return format_mults({kind: mult for kind, mult in mults if FAMILY[kind] == family})
 
     def content(self) -> dict:
         suggested = {}
@@ -312,14 +313,14 @@ def study(
             raise UserError('the config has no train_dataloader or no optim_wrapper: wanted both')
     network = load_network(cfg, checkpoint)
     blocks_of(network.model)
-    batches, count = first_batches(cfg, batches)
-    layers = measure(network.model, batches, cfg.optim_wrapper)
+    data, count = first_batches(cfg, batches)
+    layers = measure(network.model, data, cfg.optim_wrapper)
     plain, plain_steps = '', {}
     if plain_cfg is not None:
         plain_network = load_network(plain_cfg, plain_checkpoint, training_form=False)
         plain = str(plain_network)
-        batches, _ = first_batches(plain_cfg, count)
-        plain_steps = measure_plain(plain_network.model, batches, plain_cfg.optim_wrapper)
+        data, _ = first_batches(plain_cfg, count)
+        plain_steps = measure_plain(plain_network.model, data, plain_cfg.optim_wrapper)
     paramwise = cfg.optim_wrapper.get('paramwise_cfg') or {}
     return StepReport(
         config=network.config,
@@ -328,8 +329,8 @@ def study(
         layers=layers,
         lr_mults={
             kind: paramwise.get(kind, {}).get('lr_mult', 1)
-            for kind in KINDS
-            if kind in ('stem', 'block') or 'lr_mult' in paramwise.get(kind, {})
+            for kind, family in FAMILY.items()
+            if kind == family or 'lr_mult' in paramwise.get(kind, {})
         },
         plain=plain,
         plain_steps=plain_steps,

@@ -682,6 +682,7 @@ class TestStudy:
         after = reports.study(cfg, training_checkpoint, batches=1)
         assert after.stem('gain') == pytest.approx(1, rel=TWO_DIGITS)
         assert after.others('gain') == before.others('gain')
+        assert after.lr_mults == dict(mults, block=1)
         assert after.suggest() == pytest.approx(mults, rel=TWO_DIGITS)
 
     @pytest.mark.parametrize('change, form', [(squeeze, 'squeezed'), (switch_to_deploy, 'deploy')])
