@@ -85,7 +85,8 @@ def test_torchvisions(resnet18, reparam, tmp_path, caplog):
 @pytest.mark.parametrize('library', LIBRARIES)
 def test_what_was_done_is_said(narrow, library, tmp_path):
     path = tmp_path / 'resnet18.pth'
-    torch.save(narrow.state_dict() | {'fc.weight': torch.ones(2, 8), 'fc.bias': torch.ones(2)}, path)
+    head = {'fc.weight': torch.ones(2, 64), 'fc.bias': torch.ones(2)}
+    torch.save(narrow.state_dict() | head, path)
     said = load_pretrained(build(f'{library}.OREPAResNet', depth=18, **NARROW), str(path))
     match = re.fullmatch(
         rf'loaded all 126 tensors of {re.escape(str(path))}, a plain network: 17 blocks imitate '
