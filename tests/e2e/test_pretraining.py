@@ -231,6 +231,7 @@ def test_distributed_training_on_two_processes(workplace, tmp_path):
         'work',
         *OPTIONS,
         'train_cfg.max_epochs=1',
+        'val_dataloader.dataset.indices=32',
         'train_dataloader.num_workers=0',
         'train_dataloader.persistent_workers=False',
     )
