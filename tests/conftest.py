@@ -1,5 +1,7 @@
 """What tests of several folders share."""
 
+import gc
+
 import pytest
 
 # Before it is imported: assertions in it show their values, as those of test files do.
@@ -27,6 +29,12 @@ def pytest_collection_modifyitems(items):
     rank = {name: i for i, name in enumerate(LONGEST)}
     order = sorted(range(len(items)), key=lambda i: rank.get(names[i], len(LONGEST)))
     items[:] = [items[i] for i in order]
+
+
+def pytest_collection_finish():
+    """Leave the libraries out of what is collected as garbage, at each data set by MMEngine."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -242,7 +242,9 @@ class StepReport(Report):
         right.set_xlabel('relative step: length of the step, over that of the kernel')
         rows_down(left, [layer.name + ' (frozen)' * layer.frozen for layer in self.layers])
         figure.suptitle(
-            f'How far one SGD step moves each generated kernel\n{self.what}', fontsize=10
+            f'How far one SGD step moves each generated kernel\n{self.what}\n'
+            f'{format_mults(self.lr_mults)}',
+            fontsize=10,
         )
         legend_below(figure, left, right)
         return figure
