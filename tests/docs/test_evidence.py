@@ -15,6 +15,7 @@ PAGE = ROOT / 'docs' / 'evidence.md'
 RESULT = re.compile(
     r'\d+\.\d+ \(\d+\.\d+ to \d+\.\d+\) ± \d+\.\d+'
     r'|\d\.\d{4} \(\d\.\d{4} to \d\.\d{4}\)'
+    r'|\d\d\.\d\d \(\d\d\.\d\d to \d\d\.\d\d\)'
     r'|[+-]\d+\.\d+ to [+-]\d+\.\d+'
 )
 
