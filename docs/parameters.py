@@ -38,9 +38,9 @@ HEAD = """\
 
 The number of parameters of every config's model, heads included, in its three forms. *Training*
 counts the branches and everything else that the checkpoint holds, but not the kernels that
-`mode='squeezed'` keeps as well. In the *squeezed* form each block is one plain convolution, so it has
-the size of the plain network. In the *deploy* form the BatchNorms are folded too. *Blocks* is the
-number of re-parameterised convolutions. `python docs/parameters.py` writes this page.
+`mode='squeezed'` keeps as well. In the *squeezed* form each block is one plain convolution, so it
+has the size of the plain network. In the *deploy* form the BatchNorms are folded too. *Blocks* is
+the number of re-parameterised convolutions. `python docs/parameters.py` writes this page.
 """
 
 
