@@ -149,3 +149,9 @@ def test_one_process_alone_in_a_folder(tmp_path):
         with alone_in(folder):
             pass
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize('name', ['', '.', './'])
+def test_a_file_has_a_name(name):
+    with pytest.raises(UserError, match="'.' is a folder: wanted the name of a file to write"):
+        check_out(name, force=True)

@@ -25,7 +25,7 @@ def main() -> None:
 
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
     if args.out:
-        check_out(args.out, force=True)
+        check_out(args.out, [args.config, args.checkpoint], force=True, done='tested')
     metrics = test(cfg, args.checkpoint)
     if args.out:
         write_json(metrics, args.out)

@@ -83,12 +83,12 @@ def convert(
             deploy form where ``keep_bn`` is asked for, or the outputs differ by more than
             :data:`mmorepa.convs.convert.squeezing.TOLERANCE`.
     """
+    inputs = [checkpoint, cfg.filename]
     out = Path(out)
-    out_config = out.with_suffix('.py')
-    if out_config == out:
+    if out.suffix == '.py':
         raise UserError(f'{out} is no name for a checkpoint: wanted an ending such as .pth')
-    for path in (out, out_config):
-        check_out(path, [checkpoint, cfg.filename], force)
+    check_out(out, inputs, force)
+    out_config = check_out(out.with_suffix('.py'), inputs, force)
 
     source = load_model(cfg, checkpoint)
     before = source.model

@@ -27,6 +27,8 @@ OPTIONS = [
     'optim_wrapper.optimizer.lr=0.05',
     'default_hooks.checkpoint.interval=1',
 ]
+OWN = Path('work_dirs/demo/pretrain', CONFIG.name)
+TRAINED = OWN.with_name('epoch_2.pth')
 LEARNED = 30.0  # top-1 in per cent; chance is 10
 
 
@@ -60,7 +62,7 @@ def command(workplace):
 @pytest.fixture(scope='module')
 def trained(workplace):
     """The training config and checkpoint that the demo left."""
-    return Path('work_dirs/demo/pretrain', CONFIG.name), Path('work_dirs/demo/pretrain/epoch_2.pth')
+    return OWN, TRAINED
 
 
 def test_demo(workplace, trained):
@@ -202,6 +204,8 @@ def test_training_goes_on_where_it_stopped(workplace, trained, command):
         (['train.py', 'missing.py'], 'no config at missing.py'),
         (['test.py', CONFIG, 'missing.pth'], 'no checkpoint at missing.pth'),
         (['test.py', 'data', 'missing.pth'], 'no config at data'),
+        (['test.py', CONFIG, TRAINED, '--out', TRAINED], 'epoch_2.pth is what is to be tested'),
+        (['test.py', OWN, TRAINED, '--out', OWN], 'is what is to be tested: choose another name'),
         (['convert.py', CONFIG, 'missing.pth', 'out.pth'], 'no checkpoint at missing.pth'),
         (['train.py', CONFIG, '--resume', 'missing.pth'], 'no checkpoint to resume from at'),
     ],

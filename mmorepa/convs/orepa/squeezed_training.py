@@ -123,6 +123,7 @@ class SqueezedTraining:
         self._stepped: list[str] = []
         self._is_consolidated = True
         optimizer.register_state_dict_pre_hook(self._refuse_partial_state)
+        optimizer.register_step_pre_hook(self._refuse_missing_pull_back)
         self.shard = processes() > 1 if shard is None else shard
 
     @property
@@ -459,6 +460,20 @@ class SqueezedTraining:
         states = {p: self.optimizer.state[p] for p in parameters if p in self.optimizer.state}
         self.optimizer.state.clear()
         self.optimizer.state.update(states)
+
+    def _refuse_missing_pull_back(self, *args) -> None:
+        """Refuse a step of the optimizer that would leave the branches as they are.
+
+        Raises:
+            UserError: If a kernel has a gradient that was not pulled back.
+        """
+        for name, block in self.blocks.items():
+            is_squeezed = isinstance(block, GeneratedConv2d) and block.mode == 'squeezed'
+            if is_squeezed and block._parameters['weight'].grad is not None:
+                raise UserError(
+                    f'the gradient of {name} was not pulled back to its branches: call '
+                    'training.step() in place of optimizer.step(), or training.pull_back() first'
+                )
 
     def _refuse_partial_state(self, optimizer: Optimizer) -> None:
         if not self._is_consolidated:

@@ -508,6 +508,25 @@ class TestErrors:
         with pytest.raises(UserError, match='no kernel has a gradient to pull back'):
             training.step()
 
+    @pytest.mark.parametrize('scaled', [False, True], ids=['', 'scaled'])
+    def test_a_step_of_the_optimizer_without_a_pull_back(self, scaled):
+        """The branches would stay as they are."""
+        training = start(layers('squeezed'))
+        scaler = torch.amp.GradScaler('cpu', enabled=scaled)
+        before = copy.deepcopy(training.model.state_dict())
+        scaler.scale(loss_of(training.model, 0, 8)).backward()
+        with pytest.raises(UserError, match='of 0 was not pulled back .* training.step') as error:
+            scaler.step(training.optimizer)
+        assert '\n' not in str(error.value)
+        for name, value in training.model.state_dict().items():
+            assert torch.equal(value, before[name]) or 'running' in name or 'tracked' in name
+        # Another turn is right again, and so is an optimizer whose network was squeezed.
+        training.zero_grad()
+        train(training, 1)
+        squeeze(training.model)
+        loss_of(training.model, 1, 8).backward()
+        training.optimizer.step()
+
     def test_no_processes_to_share_with(self):
         with pytest.raises(UserError, match='shard=True wants torch.distributed'):
             start(layers('squeezed'), shard=True)
