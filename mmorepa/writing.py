@@ -50,8 +50,6 @@ def check_out(
             exists.
     """
     out = Path(out)
-    if not out.name:
-        raise UserError(f"'{out}' is a folder: wanted the name of a file to write")
     if suffix is not None and out.suffix != suffix:
         raise UserError(f'{out} is no name for {what}: wanted the ending {suffix}')
     if os.path.realpath(out) in [os.path.realpath(path) for path in inputs if path]:
