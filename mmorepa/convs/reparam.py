@@ -314,6 +314,10 @@ class ReparamConv2d(nn.Conv2d):
 
         The arguments are those of :meth:`from_conv`.
         """
+        if 'forward' in vars(conv):
+            return 'a forward of its own'
+        if conv.weight.is_complex():
+            return 'complex weights'
         height, width = conv.kernel_size
         if height != width or height not in cls.sizes:
             return f'a kernel of {height}x{width}'

@@ -14,6 +14,11 @@ from ..batch_norm import is_batch_norm
 from ..blocks.normed import AbsorbedNorm
 from ..reparam import ReparamConv2d
 
+#: How deep lists are searched for modules.
+DEPTH = 3
+#: The attributes of a weight that folding a norm into it leaves as they are.
+KIND = ('device', 'dtype', 'shape', 'ndim')
+
 
 class Pair(NamedTuple):
     """A convolution and the norm behind it, in the module that holds both.
@@ -44,11 +49,14 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
 
     A norm counts as behind a convolution if it is the next child of the same module. OpenMMLab,
     torchvision and timm hold their children in this order. Where torch.fx can trace the module, it
-    also has to pass the convolution's output to the norm and to nothing else: RepViT's BatchNorm,
-    for one, follows a sum. Modules that are shared between several places are left out, and so are
-    norms that do more than normalise, except timm's with an activation inside.
+    also has to pass the convolution's output to the norm and to nothing else, in train and eval
+    mode and with each flag of ``forward``: RepViT's BatchNorm, for one, follows a sum. Left out are
+    modules with several names or with a ``forward`` of their own, those that a plain list or
+    attribute holds too, and norms that do more than normalise, except timm's with an activation
+    inside.
     """
-    parents = Counter(id(child) for module in model.modules() for child in module.children())
+    names = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    hidden = held_outside(model)
     for parent in model.modules():
         if isinstance(parent, ReparamConv2d):
             continue
@@ -62,28 +70,96 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
             if (is_plain(conv) or isinstance(conv, ReparamConv2d))
             and (is_batch_norm(norm) or isinstance(norm, AbsorbedNorm))
             and norm.num_features == conv.out_channels
-            and parents[id(conv)] == parents[id(norm)] == 1
+            and all(
+                names[id(module)] == 1 and id(module) not in hidden and not has_own_forward(module)
+                for module in (conv, norm)
+            )
         ]
         if pairs and type(parent) is not nn.Sequential:
-            graph = _calls_of(parent)
-            pairs = [pair for pair in pairs if graph is None or _is_direct(pair, graph)]
+            calls = _calls_of(parent)
+            pairs = [pair for pair in pairs if all(_is_direct(pair, *call) for call in calls)]
         yield from pairs
 
 
+def held_outside(model: nn.Module) -> set[int]:
+    """The ids of the modules that some module holds without registering them as its child.
+
+    They are held by a plain list, tuple or dict, or by an attribute that was set in ``__dict__``.
+    Such a module can be called from a place that :meth:`torch.nn.Module.modules` does not show.
+    """
+    found: set[int] = set()
+
+    def look(value: object, depth: int = 0) -> None:
+        if isinstance(value, nn.Module):
+            found.add(id(value))
+        elif depth < DEPTH and isinstance(value, (list, tuple, set, dict)):
+            for item in value.values() if isinstance(value, dict) else value:
+                look(item, depth + 1)
+
+    for module in model.modules():
+        if isinstance(module, AbsorbedNorm):
+            continue  # which knows the block that took it in
+        for name, value in vars(module).items():
+            if name != '_modules':
+                look(value)
+    return found
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether the object has a ``forward`` that is not that of its class."""
+    return 'forward' in vars(module)
+
+
 class _Children(fx.Tracer):
-    """Traces a module down to the calls of its children."""
+    """Traces a module down to the calls of its children; a block's weight is computed."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        blocks = [child for child in module.children() if isinstance(child, ReparamConv2d)]
+        parts = [part for block in blocks for part in block.modules() if part is not block]
+        self._inside = {id(x) for part in parts for x in (part, *part.parameters())}
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return True
+        return id(module) not in self._inside
+
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
+        if id(attr_val) in self._inside:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-def _calls_of(module: nn.Module) -> fx.Graph | None:
-    """What a module does with its children, None where its flow of control depends on its input."""
-    attributes = dict(vars(module))
+def _calls_of(module: nn.Module) -> list[tuple[fx.Graph, bool]]:
+    """What a module does with its children: in eval and train mode, and with each flag changed.
+
+    What depends on the input cannot be traced and is left out.
+
+    Returns:
+        list[tuple[fx.Graph, bool]]: Each graph, and whether all flags are at their defaults.
+    """
     try:
         arguments = inspect.signature(module.forward).parameters.values()
-        defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
-        return _Children().trace(module, defaults)
+    except (TypeError, ValueError):
+        return []
+    defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
+    flags = [name for name, value in defaults.items() if isinstance(value, bool)]
+    choices = [defaults, *({**defaults, name: not defaults[name]} for name in flags)]
+    graphs = [
+        (_trace(module, values, training), values is defaults)
+        for training in (False, True)
+        for values in choices
+    ]
+    return [(graph, usual) for graph, usual in graphs if graph is not None]
+
+
+def _trace(module: nn.Module, values: dict, training: bool) -> fx.Graph | None:
+    attributes = dict(vars(module))
+    try:
+        module.training = training
+        graph = _Children(module).trace(module, values)
+        for node in graph.nodes:
+            if node.op == 'get_attr' and node.target in vars(module):  # a tensor that was computed
+                node.meta['shape'] = vars(module)[node.target].shape
+        return graph
     except Exception:  # of the module's own code, which was not written for this
         return None
     finally:
@@ -93,17 +169,34 @@ def _calls_of(module: nn.Module) -> fx.Graph | None:
             delattr(module, name)
 
 
-def _is_direct(pair: Pair, graph: fx.Graph) -> bool:
+def _is_direct(pair: Pair, graph: fx.Graph, usual: bool) -> bool:
     """Whether the norm gets the convolution's output, and nothing else gets it."""
     convs, norms = (
         {node for node in graph.nodes if node.op == 'call_module' and node.target == name}
         for name in (pair.conv_name, pair.norm_name)
     )
-    # A module that calls neither by itself leaves that to others, who know the order only.
+    if any(_reads(node, pair) for node in graph.nodes):
+        return False
+    # A module that calls neither by itself leaves that to others, who know the order only. A flag
+    # may leave one of them out, as that of mmcv's ConvModule does.
     if not convs or not norms:
-        return True
+        return not usual or not (convs or norms)
     return all(set(conv.users) <= norms for conv in convs) and all(
         set(norm.all_input_nodes) <= convs for norm in norms
+    )
+
+
+def _reads(node: fx.Node, pair: Pair) -> bool:
+    """Whether a node reads weights that folding changes, and not only of which kind they are."""
+    if node.op != 'get_attr':
+        return False
+    conv = pair.conv
+    kernel = conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
+    is_read = node.target.startswith((f'{pair.conv_name}.', f'{pair.norm_name}.'))
+    # A block's weight is computed, and torch.fx records the tensor without its name.
+    return (is_read or node.meta.get('shape') == kernel) and not all(
+        user.op == 'call_function' and user.target is getattr and user.args[1] in KIND
+        for user in node.users
     )
 
 

@@ -15,7 +15,8 @@ from ..batch_norm import is_batch_norm
 from ..blocks.normed import AbsorbedNorm
 from ..blocks.table import find_block
 from ..reparam import ReparamConv2d
-from .pairs import conv_norm_pairs, is_plain
+from .hooks import has_hook_between, take_hooks_over
+from .pairs import conv_norm_pairs, held_outside, is_plain
 
 #: Which convolutions to replace, see :func:`reparameterize`.
 Where = str | Mapping | Callable[[str, nn.Conv2d], bool] | None
@@ -34,9 +35,10 @@ def reparameterize(
     A convolution is replaced if it is an exact ``nn.Conv2d`` with zero padding and an odd, square
     kernel of a size that the block supports. Deformable, weight-standardised and other convolutions
     stay. A block with BatchNorms inside replaces a convolution together with the BatchNorm behind
-    it, and leaves alone convolutions that have none. Two more kinds stay unless ``where`` names
-    them: frozen convolutions without a BatchNorm behind them, which are constants, and convolutions
-    whose weight another module has too.
+    it, and leaves alone convolutions that have none. Convolutions with a ``forward`` of their own
+    stay, and so do those that a plain list or attribute holds besides the modules. Two more kinds
+    stay unless ``where`` names them: frozen convolutions without a BatchNorm behind them, which are
+    constants, and convolutions whose weight another module has too.
 
     Args:
         model (nn.Module): Any module: timm's, torchvision's, OpenMMLab's, your own.
@@ -126,7 +128,7 @@ def substitute(
     blocks = {}
     absorbed = []
     unkept = {}
-    users = _users_of_weights(model)
+    users, hidden = _users_of_weights(model), held_outside(model)
     for name, conv in model.named_modules():
         if not is_plain(conv) or not matches(name, conv):
             continue
@@ -143,6 +145,8 @@ def substitute(
             reason = f'the weight of {" and ".join(sharing)}'
         if not reason and where is None and norm is None and not conv.weight.requires_grad:
             reason = 'a frozen weight and no BatchNorm behind it'
+        if not reason and id(conv) in hidden:
+            reason = 'a second place, a plain list or attribute, that would keep it'
         if reason:
             passed.reasons[name] = reason
             continue
@@ -152,6 +156,8 @@ def substitute(
             raise UserError(f'{_without_root(name)}: {error}') from None
         if keep_function:
             try:
+                if new.takes_norm and has_hook_between(conv, norm):
+                    raise UserError('a hook is between the convolution and its BatchNorm')
                 new.imitate(conv, norm)
             except UserError as error:
                 unkept[_without_root(name)] = str(error)
@@ -175,7 +181,7 @@ def substitute(
                 parent._modules[name] = blocks[id(child)]
     for pair in absorbed:
         norm, absorbing = pair.norm, AbsorbedNorm(pair.norm, pair.conv)
-        _take_hooks_over(absorbing, norm)
+        take_hooks_over(absorbing, norm)
         pair.parent._modules[pair.norm_name] = absorbing
     return len(blocks)
 
@@ -191,14 +197,7 @@ def _take_over(block: ReparamConv2d, conv: nn.Conv2d, norm: _BatchNorm | None) -
             branch.norm.bias.requires_grad_(norm.bias.requires_grad)
     elif conv.bias is not None:
         block.bias.requires_grad_(conv.bias.requires_grad)
-    _take_hooks_over(block, conv)
-
-
-def _take_hooks_over(new: nn.Module, old: nn.Module) -> None:
-    """Give a module the forward and backward hooks of another; their handles still remove them."""
-    for name, hooks in vars(old).items():
-        if name.startswith(('_forward_', '_backward_')) and hooks:
-            vars(new)[name] = hooks
+    take_hooks_over(block, conv)
 
 
 def _users_of_weights(model: nn.Module) -> dict[int, list[str]]:

@@ -21,6 +21,7 @@ from ..batch_norm import rest_of
 from ..blocks.normed import AbsorbedNorm
 from ..kernels import fold_batch_norm
 from ..reparam import ReparamConv2d
+from .hooks import has_hook_between, take_hooks_over
 from .pairs import Pair, conv_norm_pairs
 
 #: Largest relative difference in float32 that counts as equal.
@@ -47,7 +48,8 @@ def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
         model = copy.deepcopy(model)
     for pair in list(conv_norm_pairs(model)):
         if isinstance(pair.norm, AbsorbedNorm):
-            pair.parent._modules[pair.norm_name] = pair.conv.split(pair.norm)
+            norm = take_hooks_over(pair.conv.split(pair.norm), pair.norm)
+            pair.parent._modules[pair.norm_name] = norm
     for module in list(model.modules()):
         if isinstance(module, ReparamConv2d):
             module.switch_to_deploy()
@@ -59,8 +61,9 @@ def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
 
     The order in which a module holds its children says what follows what, see
     :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. ``verify`` detects a model that runs them
-    in another order. Modules that are shared between several places keep their BatchNorm. Folding
-    is done in float64 and stored in the model's dtype. Calling this twice changes nothing.
+    in another order. A BatchNorm stays if it or its convolution is shared between several places or
+    has a ``forward`` of its own, or if a forward hook may see what is between them. Folding is done
+    in float64 and stored in the model's dtype. Calling this twice changes nothing.
 
     Blocks of other packages inside the model are converted by their own ``reparameterize()`` or
     ``switch_to_deploy()``, timm's also by their ``fuse()``, after the blocks of this package inside
@@ -79,7 +82,8 @@ def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
     for pair in list(foldable_norms(model)):
         if not isinstance(pair.norm, AbsorbedNorm):
             _fold(pair.conv, pair.norm)
-        pair.parent._modules[pair.norm_name] = rest_of(pair.norm)
+        rest = take_hooks_over(rest_of(pair.norm), pair.norm)
+        pair.parent._modules[pair.norm_name] = rest
     return squeeze(model)
 
 
@@ -282,9 +286,15 @@ def _tensors(output) -> list[Tensor]:
 
 
 def foldable_norms(model: nn.Module) -> Iterator[Pair]:
-    """The pairs whose BatchNorm can be folded into the convolution, or was taken in by it."""
+    """The pairs whose BatchNorm can be folded into the convolution, or was taken in by it.
+
+    A hook may read or change what is between the two; then they stay.
+    """
     for pair in conv_norm_pairs(model):
-        if isinstance(pair.norm, AbsorbedNorm) or pair.norm.track_running_stats:
+        conv, norm = pair.conv, pair.norm
+        if isinstance(norm, AbsorbedNorm) or (
+            norm.track_running_stats and not has_hook_between(conv, norm)
+        ):
             yield pair
 
 

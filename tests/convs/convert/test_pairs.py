@@ -1,13 +1,16 @@
 """Which norm is behind which convolution, by the order of children and by what is computed."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from mmorepa import reparameterize, switch_to_deploy
+from mmorepa import reparameterize, squeeze, switch_to_deploy
 from mmorepa.convs.convert.pairs import conv_norm_pairs
+from mmorepa.errors import UserError
 from support import end_trace, make_trained_like
 
 TOLERANCE = 1e-5  # relative, float32
@@ -70,6 +73,55 @@ class WithArguments(Usual):
         return x.relu() if activate else x
 
 
+class AsksForTheDtype(Usual):
+    def forward(self, x):
+        return super().forward(x.to(self.conv.weight.dtype))
+
+
+class ReadsTheWeight(Usual):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + F.conv2d(x, self.conv.weight, padding=1)
+
+
+class AnotherNormInEval(Usual):
+    def __init__(self):
+        super().__init__()
+        self.other = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return (self.bn if self.training else self.other)(self.conv(x))
+
+
+class ByAFlag(Usual):
+    """Somebody may set it."""
+
+    def forward(self, x, activate=False):
+        x = self.conv(x)
+        return self.bn(x.relu() if activate else x)
+
+
+class SecondName(Usual):
+    def __init__(self):
+        super().__init__()
+        self.other = self.bn
+
+    def forward(self, x):
+        end_trace(x)
+        return self.other(self.conv(x)) + self.bn(x)
+
+
+class InAList(Usual):
+    """A list hides who else calls them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [dict(layer=self.conv)]
+
+    def forward(self, x):
+        end_trace(x)
+        return super().forward(self.layers[0]['layer'](x))
+
+
 class DependsOnInput(Usual):
     """torch.fx cannot follow it: the order of the children decides."""
 
@@ -91,8 +143,26 @@ class Holder(nn.ModuleList):
         super().__init__([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)])
 
 
-PAIR = [Usual, SeveralTimes, WithArguments, DependsOnInput, Keeps, Holder]
-NO_PAIR = [BehindASum, UsedTwice, InFront, Repeated, SomethingBetween]
+class UsedTwiceInARow(nn.Sequential):
+    def __init__(self):
+        usual = Usual()
+        super().__init__(usual.conv, usual.bn, usual.conv)
+
+
+PAIR = [Usual, SeveralTimes, WithArguments, AsksForTheDtype, DependsOnInput, Keeps, Holder]
+NO_PAIR = [
+    BehindASum,
+    UsedTwice,
+    UsedTwiceInARow,
+    InFront,
+    Repeated,
+    SomethingBetween,
+    ReadsTheWeight,
+    AnotherNormInEval,
+    ByAFlag,
+    SecondName,
+    InAList,
+]
 
 
 @pytest.mark.parametrize('kind', [*PAIR, *NO_PAIR])
@@ -101,12 +171,43 @@ def test_pairs(kind):
     assert len(list(conv_norm_pairs(kind()))) == wanted
 
 
-def test_the_module_is_left_as_it_was():
-    model = Keeps()
+@pytest.mark.parametrize('kind', [Keeps, ReadsTheWeight, AnotherNormInEval])
+def test_the_module_is_left_as_it_was(kind):
+    model = reparameterize(kind())
     model.name = 'before'
     before = dict(vars(model))
     list(conv_norm_pairs(model))
     assert vars(model) == before
+
+
+@pytest.mark.parametrize('part', ['conv', 'bn'])
+def test_a_forward_of_its_own_is_kept(part):
+    """As activation checkpointing and patches set it."""
+    model = make_trained_like(Usual()).eval()
+    layer = getattr(model, part)
+    usual = layer.forward
+    layer.forward = lambda x: 2 * usual(x)
+    x = torch.randn(2, 4, 8, 8)
+    expected = model(x)
+    with contextlib.suppress(UserError):  # no block takes the convolution's place
+        reparameterize(model, keep_function=True)
+    for form in (model, switch_to_deploy(model)):
+        assert (form(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize('block', [None, 'OREPA', 'DBB'])
+@pytest.mark.parametrize('part', ['conv', 'bn'])
+def test_hooks_that_change_the_output_are_kept(part, block):
+    model = make_trained_like(nn.Sequential(Usual(), Usual())).eval()
+    getattr(model[0], part).register_forward_hook(lambda module, inputs, output: 2 * output)
+    x = torch.randn(2, 4, 8, 8)
+    expected = model(x)
+    if block:
+        is_unkept = block == 'DBB' and part == 'conv'
+        with pytest.warns(match='0.conv: a hook is') if is_unkept else contextlib.nullcontext():
+            reparameterize(model, block, keep_function=True)
+    for form in (model, squeeze(copy.deepcopy(model)), switch_to_deploy(model)):
+        assert (form(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize('kind', NO_PAIR)

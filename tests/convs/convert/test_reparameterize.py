@@ -269,6 +269,26 @@ def test_where_no_function_can_be_kept_nothing_is_changed():
     assert type(model[0]) is nn.Conv2d
 
 
+def test_what_a_block_cannot_be_or_not_reach_stays():
+    class Alias(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+            vars(self)['alias'] = self.conv
+
+        def forward(self, x):
+            return self.last(self.alias(x))
+
+    model, x = Alias(), torch.randn(1, 4, 8, 8)
+    expected = model(x)
+    assert type(reparameterize(model, keep_function=True).conv) is nn.Conv2d
+    assert torch.allclose(model(x), expected, atol=KEPT)
+    with pytest.raises(ValueError, match='conv has a second place, a plain list or attribute'):
+        reparameterize(Alias(), where='^conv')
+    with pytest.raises(ValueError, match='0 has complex weights'):
+        reparameterize(nn.Sequential(nn.Conv2d(4, 4, 3, dtype=torch.complex64)))
+
+
 def test_the_first_convolutions_say_why_they_do_not_fit():
     sizes = ((2, 2), (3, 1), (4, 4), (6, 6))
     model = nn.Sequential(*[nn.Conv2d(3, 3, size) for size in sizes])
