@@ -11,7 +11,7 @@ LAYERS = [
     {
         'convs': 'blocks',
         'datasets': 'digits, Fashion-MNIST',
-        'config_types, writing': 'configs, files',
+        'config_files, config_types, writing': 'configs, files',
     },
     {'checkpoints': 'reading safely, telling forms apart, converting', 'ops': "mmcv's operators"},
     {'backbones': "thin subclasses of the libraries' networks; RepVGG"},

@@ -46,8 +46,8 @@ def check_out(
         Path: The file.
 
     Raises:
-        UserError: If ``out`` has another ending, is one of the inputs, a folder or a device, or
-            exists.
+        UserError: If ``out`` has another ending, is one of the inputs, a folder or a device,
+            exists, or is below a file or in a folder that may not be written to.
     """
     out = Path(out)
     if suffix is not None and out.suffix != suffix:
@@ -61,6 +61,7 @@ def check_out(
     _refuse_special(out)
     if exists and not force:
         raise UserError(f'{out} exists already: choose another name or pass --force')
+    check_folder(out.parent, 'name for OUT')
     return out
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'mmorepa'
 #: its own below is looked into.
 LAYERS = [
     ['errors', 'version', 'environment', 'repvgg_archs', 'named_configs'],
-    ['config_types', 'convs', 'datasets', 'writing'],
+    ['config_files', 'config_types', 'convs', 'datasets', 'writing'],
     ['checkpoints', 'ops'],
     ['backbones'],
     ['pretrain', 'det', 'seg', 'registry'],

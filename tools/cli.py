@@ -37,7 +37,7 @@ def run(main: Callable[[], int | None]) -> None:
         if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
             signal.signal(signal.SIGHUP, _interrupt)
     try:
-        code = main() or 0
+        code = _refuse_empty(sys.argv[1:]) or main() or 0
     except KeyboardInterrupt:
         code = _say_ended()
     except Exception as error:
@@ -52,6 +52,14 @@ def run(main: Callable[[], int | None]) -> None:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     sys.exit(code)
+
+
+def _refuse_empty(words: Sequence[str]) -> int:
+    """An empty name, as of a variable of the shell that is not set, would stand for a folder."""
+    for word in words:
+        if not word or (word.startswith('--') and word.endswith('=')):
+            return _say(f'error: {word!r} is an empty argument: wanted a name or a value', 2)
+    return 0
 
 
 #: The signals that ended the command.
@@ -119,6 +127,14 @@ def share(text: str) -> float:
     number = float(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f'{text} is out of range, wanted 0 to 1')
+    return number
+
+
+def factor(text: str) -> float:
+    """A finite number above 0, for the ``type`` of an argument."""
+    number = float(text)
+    if not 0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is no factor, wanted a finite number above 0')
     return number
 
 

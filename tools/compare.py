@@ -114,10 +114,15 @@ def dict_actions() -> tuple[type, type]:
 
 def main() -> int:
     args = parse_args()
+    from mmorepa.errors import UserError
     from mmorepa.lab.comparison import rates, records, study, summary
     from mmorepa.writing import check_folder
 
     check_folder(args.out)
+    names = [study.named(config)[0] for config in args.configs]
+    against = study.named(args.against)[0] if args.against else None
+    if against not in (None, *names):
+        raise UserError(f'no config is called {against}: choose --against from {", ".join(names)}')
 
     def run_all(jobs: list) -> study.Outcome:
         if args.records is None:
@@ -157,7 +162,7 @@ def main() -> int:
         outcome.records,
         [f'{job.name} seed {job.seed}: {reason}' for job, reason in failures],
         args.metric,
-        study.named(args.against)[0] if args.against else None,
+        against,
         choices,
     )
     print(summary.to_markdown(report), end='')

@@ -24,10 +24,10 @@ def main() -> None:
     from mmorepa.writing import check_out, write_json
 
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
-    if args.out:
+    if args.out is not None:
         check_out(args.out, [args.config, args.checkpoint], force=True, done='tested')
     metrics = test(cfg, args.checkpoint)
-    if args.out:
+    if args.out is not None:
         write_json(metrics, args.out)
 
 

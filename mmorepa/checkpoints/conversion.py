@@ -11,6 +11,7 @@ from mmengine.config import Config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..config_files import bases_of, text_of
 from ..config_types import PRETRAINED, is_of_type
 from ..convs import Agreement, ReparamConv2d, squeeze, switch_to_deploy
 from ..convs.convert.squeezing import TOLERANCE
@@ -83,7 +84,7 @@ def convert(
             deploy form where ``keep_bn`` is asked for, or the outputs differ by more than
             :data:`mmorepa.convs.convert.squeezing.TOLERANCE`.
     """
-    inputs = [checkpoint, cfg.filename]
+    inputs = [checkpoint, cfg.filename, *(bases_of(cfg.filename) if cfg.filename else ())]
     out = Path(out)
     if out.suffix == '.py':
         raise UserError(f'{out} is no name for a checkpoint: wanted an ending such as .pth')
@@ -111,7 +112,7 @@ def convert(
     meta = dict(source.checkpoint['meta'], mmorepa=dict(form=form, version=__version__))
     # Both or neither: the config gets its name once the checkpoint has its own.
     with written_whole(out_config, force) as temporary:
-        temporary.write_text(deployed_config(cfg, keep_bn).pretty_text)
+        temporary.write_text(text_of(deployed_config(cfg, keep_bn)), encoding='utf-8')
         save_checkpoint(dict(meta=meta, state_dict=dict(after.state_dict())), out, force)
     return Conversion(
         source_form=source.form,

@@ -13,6 +13,7 @@ from PIL import Image
 from ..errors import UserError
 
 SPLITS = ('train', 'val')
+MAX_SIZE = 4096  # pixels; a picture takes up to 50 MB in memory
 MIN_SIZE = 48  # pixels
 #: Ten colours for ten classes, and black for the background.
 PALETTE = [
@@ -45,7 +46,7 @@ def check_arguments(canvases: Sequence[int], size: int, seed: int) -> dict:
 
     Args:
         canvases: Numbers of pictures for train and val.
-        size: Width and height of a picture in pixels, at least 48.
+        size: Width and height of a picture in pixels, 48 to 4096.
         seed: Seed of everything random, at least 0.
 
     Raises:
@@ -55,8 +56,8 @@ def check_arguments(canvases: Sequence[int], size: int, seed: int) -> dict:
         raise UserError(f'canvases is {canvases}: want two numbers, train and val')
     if min(canvases) < 1:
         raise UserError(f'number of canvases is {min(canvases)}: want at least 1')
-    if size < MIN_SIZE:
-        raise UserError(f'canvas size is {size}: want at least {MIN_SIZE} pixels')
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise UserError(f'canvas size is {size}: want {MIN_SIZE} to {MAX_SIZE} pixels')
     if seed < 0:
         raise UserError(f'seed is {seed}: want at least 0')
     return {'canvases': list(canvases), 'size': size, 'seed': seed}

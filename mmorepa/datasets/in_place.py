@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ..errors import UserError
@@ -21,7 +23,7 @@ def write_sets(
 ) -> dict[str, bool]:
     """Write several sets; if one of them is refused, none is written.
 
-    A stamp in each, ``<kind>.json``, says what it was made with.
+    A stamp in each, ``<kind>.json``, says what it was made with and how much is in it.
 
     Args:
         out: Folder that gets one folder a set.
@@ -54,7 +56,8 @@ def write_sets(
 
             def build(folder: Path, name=name, arguments=arguments) -> None:
                 builders[name](folder, **arguments)
-                (folder / stamp_name).write_text(json.dumps(stamps[name]) + '\n', encoding='utf-8')
+                stamp = {**stamps[name], **_amount(folder)}
+                (folder / stamp_name).write_text(json.dumps(stamp) + '\n', encoding='utf-8')
 
             try:
                 _build_and_move(targets[name], build)
@@ -71,7 +74,10 @@ def _is_missing(target: Path, stamp_name: str, stamp: dict, kind: str, force: bo
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return True
     found = _read_stamp(target / stamp_name)
-    if found == stamp:
+    is_alike = all(found.get(key) == value for key, value in stamp.items())
+    amount = _amount(target, stamp_name)
+    # More is no damage: somebody may keep notes there.
+    if is_alike and all(found.get(key, math.inf) <= value for key, value in amount.items()):
         return False
     # A real ImageNet or COCO may well be here, and force must not delete it.
     if any(found.get(key) != stamp[key] for key in ('made_by', 'format')):
@@ -80,8 +86,13 @@ def _is_missing(target: Path, stamp_name: str, stamp: dict, kind: str, force: bo
         )
     if force:
         return True
+    if is_alike:
+        raise UserError(
+            f'{target} is damaged, it has {_spell(amount)}, wanted {_spell(found, amount)}: '
+            'rewrite it with --force (force=True)'
+        )
     raise UserError(
-        f'{target} was made with {_spell(found)}, wanted {_spell(stamp)}: '
+        f'{target} was made with {_spell(found, stamp)}, wanted {_spell(stamp)}: '
         'choose another folder, or rewrite it with --force (force=True)'
     )
 
@@ -94,14 +105,29 @@ def _read_stamp(path: Path) -> dict:
     return stamp if isinstance(stamp, dict) else {}
 
 
-def _spell(stamp: dict) -> str:
-    return ', '.join(f'{k} {v}' for k, v in stamp.items() if k not in ('made_by', 'format'))
+def _amount(folder: Path, *without: str) -> dict:
+    """The number of files in a folder and below, and their size, except files of these names."""
+    sizes = [
+        os.path.getsize(os.path.join(parent, name))
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name not in without
+    ]
+    return {'files': len(sizes), 'bytes': sum(sizes)}
+
+
+def _spell(stamp: dict, keys: Iterable[str] | None = None) -> str:
+    """What a stamp says, or what it says under some keys."""
+    keys = stamp if keys is None else keys
+    return ', '.join(f'{k} {stamp.get(k)}' for k in keys if k not in ('made_by', 'format'))
 
 
 def _build_and_move(target: Path, build: Callable[[Path], None]) -> None:
     """Build beside ``target`` and rename, so that ``target`` is whole at every moment."""
     new = target.with_name(f'.{target.name}.{os.getpid()}.new')
     old = target.with_name(f'.{target.name}.{os.getpid()}.old')
+    parent = target.parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
         new.mkdir(parents=True)
         build(new)
@@ -112,5 +138,8 @@ def _build_and_move(target: Path, build: Callable[[Path], None]) -> None:
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(new, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of a folder that others have used meanwhile
+            for folder in made:
+                folder.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)

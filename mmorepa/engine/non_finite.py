@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -94,6 +95,39 @@ class NonFiniteHook(Hook):
                 f'the network is not finite any more and is not saved, beginning with {fault}: '
                 f'{_ADVICE}',
             )
+
+
+@contextmanager
+def refuse_non_finite_outputs(model: nn.Module) -> Iterator[None]:
+    """A context in which a part of a model may give nothing that is infinite or NaN.
+
+    The parts are the direct children that the model calls, such as its data preprocessor, backbone
+    and neck. Finite weights do not suffice: a running variance may be negative, a normalisation may
+    divide by zero.
+
+    Args:
+        model (nn.Module): A model of OpenMMLab, in eval mode.
+
+    Raises:
+        UserError: If a part does, with its name.
+    """
+
+    def check(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        if not all(is_finite(tensor) for tensor in tensors_in(output)):
+            where = 'mean and std' if name == 'data_preprocessor' else 'the running statistics'
+            raise UserError(
+                f'{name} gives values that are not finite: check the images, and {where} of its '
+                'config and checkpoint'
+            )
+
+    handles = [
+        child.register_forward_hook(partial(check, name)) for name, child in model.named_children()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _stop(runner, message: str) -> None:

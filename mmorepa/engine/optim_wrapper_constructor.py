@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import nn
 from torch.nn import GroupNorm, LayerNorm
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -87,9 +87,10 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     between groups. An absolute ``eta_min`` does not keep them; use ``eta_min_ratio``.
 
     Raises:
-        UserError: If a key or a field does not exist, a multiplier is not a number of at least
-            zero, the optimizer config lacks the ``lr`` or ``weight_decay`` to be multiplied, or
-            ``kernel_decay`` finds no block or a fused optimizer.
+        UserError: If the type of the optimizer, a key or a field does not exist, a multiplier is
+            not a number of at least zero, the optimizer config lacks the ``lr`` or
+            ``weight_decay`` to be multiplied, or ``kernel_decay`` finds no block or a fused
+            optimizer.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -98,6 +99,9 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         If blocks are in mode ``'squeezed'``, the wrapper gets the step of
         :class:`mmorepa.SqueezedTraining`, whatever its ``type`` is.
         """
+        kind = self.optimizer_cfg.get('type')
+        if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+            raise UserError(f'there is no optimizer of type {kind!r}: choose another one')
         self._kernel_decays: list[tuple[ReparamConv2d, float]] = []
         with trained_through_branches(model):
             wrapper = super().__call__(model)

@@ -18,8 +18,9 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ..checkpoints import load_model
-from ..errors import UserError
+from ..errors import UserError, explained_building, first_line
 from ..writing import check_out, written_whole
+from .non_finite import refuse_non_finite_outputs
 from .quiet import quiet_mmengine
 
 #: The visualizer of each library.
@@ -53,6 +54,7 @@ class Predictor:
         loader = cfg.get('test_dataloader')
         if not loader:
             raise UserError(f'{Path(cfg.filename).name} has no test_dataloader: wanted one')
+        self.config = Path(cfg.filename).name
         loaded = load_model(cfg, checkpoint)
         self.model: nn.Module = loaded.model
         init_default_scope(self.scope)
@@ -72,19 +74,20 @@ class Predictor:
         height, width = image.shape[:2]
         data = dict(img=image, img_path='', img_id=0, ori_shape=(height, width))
         data['img_shape'] = data['ori_shape']
-        with DefaultScope.overwrite_default_scope(self.scope):
+        with (
+            explained_building(self.config),
+            DefaultScope.overwrite_default_scope(self.scope),
+            refuse_non_finite_outputs(self.model),
+        ):
             data = self.pipeline(data)
-        return self.model.test_step(pseudo_collate([data]))[0]
+            return self.model.test_step(pseudo_collate([data]))[0]
 
-    def draw(
-        self, image: np.ndarray, sample: BaseDataElement, path: str | os.PathLike, score: float
-    ) -> None:
-        """Write a picture of an image with its prediction, labels, boxes or masks.
+    def draw(self, image: np.ndarray, sample: BaseDataElement, score: float) -> bytes:
+        """The picture of an image with its prediction, labels, boxes or masks, as a PNG file.
 
         Args:
             image (np.ndarray): (H, W, 3), BGR, uint8.
             sample (BaseDataElement): From :meth:`predict`.
-            path (str | os.PathLike): The picture, a PNG.
             score (float): Boxes of lower scores are left out.
         """
         visualizer = VISUALIZERS.build(
@@ -104,9 +107,7 @@ class Predictor:
             draw(*arguments, sample, **options)
         else:
             draw(image=arguments[0], data_sample=sample, **options)
-        with written_whole(path) as temporary:
-            picture = mmcv.rgb2bgr(visualizer.get_image())
-            temporary.write_bytes(cv2.imencode('.png', picture)[1].tobytes())
+        return cv2.imencode('.png', mmcv.rgb2bgr(visualizer.get_image()))[1].tobytes()
 
 
 def _meta_of(checkpoint, dataset: dict) -> dict:
@@ -138,8 +139,8 @@ def predict_files(
         list[Path]: The pictures.
 
     Raises:
-        UserError: As :class:`Predictor`, and if an image cannot be read, two have one name, or a
-            picture is there already. Then nothing is written.
+        UserError: As :class:`Predictor`, and if an image cannot be read or predicted, two have one
+            name, or a picture is there already. Then nothing is written.
     """
     places: dict[Path, Path] = {}
     for image in map(Path, images):
@@ -148,10 +149,21 @@ def predict_files(
             raise UserError(f'{places[place]} and {image} have one name: predict one at a time')
         places[place] = image
     arrays = {place: read_image(image) for place, image in places.items()}
+    pictures = {}
     with quiet_mmengine():
         predictor = Predictor(cfg, checkpoint)
         for place, array in arrays.items():
-            predictor.draw(array, predictor.predict(array), place, score)
+            try:
+                pictures[place] = predictor.draw(array, predictor.predict(array), score)
+            except cv2.error as error:  # of a shape that cannot be resized
+                height, width = array.shape[:2]
+                raise UserError(
+                    f'{places[place]}, {width}x{height} pixels, cannot be predicted or drawn: '
+                    f'{first_line(error)}'
+                ) from None
+    for place, picture in pictures.items():
+        with written_whole(place) as temporary:
+            temporary.write_bytes(picture)
     return list(places)
 
 

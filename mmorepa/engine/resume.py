@@ -19,6 +19,8 @@ from ..errors import UserError, first_line
 
 #: The file in which MMEngine notes the checkpoint that it wrote last.
 LAST = 'last_checkpoint'
+#: What MMEngine reads of a checkpoint to resume from.
+OF_A_TRAINING = ('meta', 'message_hub')
 
 
 def prepare_resume(cfg: Config, resume: bool | str) -> list[str]:
@@ -37,7 +39,8 @@ def prepare_resume(cfg: Config, resume: bool | str) -> list[str]:
         list[str]: Messages for the user, one line each.
 
     Raises:
-        UserError: If there is no file at the path, or it is torn.
+        UserError: If there is no file at the path, it is torn, or it is no checkpoint of a
+            training.
     """
     notes = []
     if resume is True:
@@ -133,11 +136,18 @@ def _named_last(work_dir: Path, files: list[Path]) -> Path | None:
 def _take_seed(cfg: Config, path: Path) -> list[str]:
     randomness = dict(cfg.get('randomness') or {})
     try:
-        seed = load_checkpoint(path).get('meta', {}).get('seed')
+        checkpoint = load_checkpoint(path)
     except UserError as error:
         if randomness.get('seed') is not None:
             return []
         return [f'the data comes in another order than before: {error}']
+    missing = [part for part in OF_A_TRAINING if part not in checkpoint]
+    if missing:
+        raise UserError(
+            f'{path} is no checkpoint of a training, it has no {missing[0]}: resume from another '
+            'one, or start from its weights with --cfg-options load_from=FILE'
+        )
+    seed = checkpoint['meta'].get('seed')
     if seed is None or seed == randomness.get('seed'):
         return []
     cfg.randomness = dict(randomness, seed=seed)

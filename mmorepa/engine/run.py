@@ -14,12 +14,15 @@ from torch import nn
 
 from ..checkpoints import load_any_form, load_checkpoint
 from ..checkpoints.files import mmengine_loads_weights_only
+from ..config_files import refuse_objects
 from ..errors import UserError, explained_building, first_line
-from ..writing import alone_in, check_folder, naming_a_full_disk
+from ..writing import alone_in, naming_a_full_disk
 from . import cpu_amp, cpu_processes, sharding
+from .config_checks import check_fields, check_launcher, check_training, check_work_dir, is_count
 from .custom_hooks import add_hooks
 from .data import naming_broken_images
 from .init_hook import InitHook
+from .non_finite import refuse_non_finite_outputs
 from .resume import prepare_resume
 from .seeding import seed_samples
 from .squeezed_step import unwrap
@@ -44,7 +47,9 @@ def load_config(
         Config: Ready for the Runner.
 
     Raises:
-        UserError: If there is no such file, or it is not a config.
+        UserError: If there is no such file, it is not a config, a field of it is no dict or list
+            where the Runner takes one or cannot be written to a file, or the launcher was not the
+            one that started the process.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,6 +63,8 @@ def load_config(
         while error.__cause__ or error.__context__:
             error = error.__cause__ or error.__context__
         raise UserError(f'{path} imports what cannot be imported: {error}') from None
+    except RecursionError:
+        raise UserError(f'{path} is its own _base_, by way of others: name another one') from None
     except SystemExit:
         raise UserError(f'{path} ends the process while it is read: take exit() out') from None
     except Exception as error:
@@ -73,6 +80,9 @@ def load_config(
         raise UserError(f'{path} has no model: wanted a config with a model')
     if not isinstance(cfg.model, dict) or 'type' not in cfg.model:
         raise UserError(f'{path} has model={cfg.model!r}: wanted a dict with the type of a model')
+    check_fields(cfg)
+    refuse_objects(cfg)
+    check_launcher(launcher)
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
@@ -111,13 +121,18 @@ def train(
         UserError: If the config lacks a field that an option needs, or the checkpoint to resume
             from does not exist or is torn, the work dir cannot be written to, or its disk is full.
     """
-    check_folder(cfg.work_dir, '--work-dir')
+    check_work_dir(cfg)
+    check_training(cfg)
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise UserError('--auto-scale-lr wants auto_scale_lr.base_batch_size in the config')
+        base = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+        if not is_count(base):
+            raise UserError(
+                f'--auto-scale-lr found auto_scale_lr.base_batch_size={base!r} in the config: '
+                'wanted a whole number of at least 1'
+            )
         cfg.auto_scale_lr.enable = True
     if init is not None:
         if 'backbone' not in cfg.model:
@@ -174,18 +189,18 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
         dict[str, float]: The evaluator's metrics.
 
     Raises:
-        UserError: If the checkpoint cannot be read or does not fit, or the work dir cannot be
-            written to.
+        UserError: If the checkpoint cannot be read or does not fit, the work dir cannot be written
+            to, or the network gives values that are not finite.
     """
     state_dict = load_checkpoint(checkpoint)['state_dict']
-    check_folder(cfg.work_dir, '--work-dir')
+    check_work_dir(cfg)
     cfg.load_from = None
     with explained_building(str(cfg.filename)):
         runner = build_runner(cfg)
         form = load_any_form(unwrap(runner.model), state_dict, str(checkpoint))
         print_log(f'{checkpoint} is in {form} form', logger='current')
         # mmseg's metrics are NumPy numbers.
-        with naming_broken_images():
+        with naming_broken_images(), refuse_non_finite_outputs(unwrap(runner.model)):
             return {name: float(value) for name, value in runner.test().items()}
 
 

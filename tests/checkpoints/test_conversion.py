@@ -196,6 +196,14 @@ class TestWhatIsRefused:
         )
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
+    def test_a_base_of_the_config(self, narrow_config, training_checkpoint, tmp_path):
+        narrow_config().dump(tmp_path / 'base.py')
+        (tmp_path / 'train.py').write_text("_base_ = 'base.py'")
+        before = (tmp_path / 'base.py').read_text()
+        cfg, out = Config.fromfile(tmp_path / 'train.py'), tmp_path / 'base.pth'
+        self.refused('is what is to be converted', cfg, training_checkpoint, out, force=True)
+        assert (tmp_path / 'base.py').read_text() == before
+
     def test_folded_norms_cannot_be_kept(self, narrow_config, training_checkpoint, tmp_path):
         convert(narrow_config(), training_checkpoint, tmp_path / 'a.pth', probe_size=SIZE)
         self.refused(

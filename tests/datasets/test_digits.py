@@ -378,7 +378,7 @@ def test_palettes_fit_the_classes():
         (digits.write_digits, {'formats': ['voc']}, "format 'voc' is unknown"),
         (digits.write_digits, {'canvases': (4,)}, 'want two numbers'),
         (digits.write_coco, {'canvases': (4, 0)}, 'number of canvases is 0'),
-        (digits.write_coco, {'size': 47}, 'canvas size is 47: want at least 48'),
+        (digits.write_coco, {'size': 47}, 'canvas size is 47: want 48 to 4096'),
         (digits.write_cityscapes, {'seed': -1}, 'seed is -1'),
         (digits.write_imagenet, {'size': 7}, 'size is 7: want at least 8'),
     ],
@@ -507,8 +507,20 @@ INTERRUPTS = [interrupt_at_picture, interrupt_at_rename]
 def test_interrupted_leaves_nothing(tmp_path, monkeypatch, interrupt, name):
     interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        digits.write_digits(tmp_path, [name], **SMALL)
+        digits.write_digits(tmp_path / 'new' / 'folder', [name], **SMALL)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['annotations/instances_val2017.json', 'val2017/0001.png'])
+def test_a_damaged_set_is_told(tmp_path, name):
+    digits.write_coco(tmp_path, **SMALL)
+    place = tmp_path / 'coco' / name
+    place = place if place.exists() else next(iter((tmp_path / 'coco' / 'val2017').iterdir()))
+    place.unlink()
+    with pytest.raises(UserError, match=r'is damaged, it has files \d+, .*--force'):
+        digits.write_coco(tmp_path, **SMALL)
+    assert digits.write_coco(tmp_path, **SMALL, force=True) is True
+    assert place.exists()
 
 
 @pytest.mark.parametrize('interrupt', INTERRUPTS)
@@ -528,9 +540,11 @@ def test_command_writes_says_refuses_and_forces(tool, tmp_path, capsys):
     coco = [str(tmp_path), '--formats', 'coco']
     assert tool(*coco) == 0
     assert capsys.readouterr().out == f'{tmp_path / "coco"}: written\n'
+    written = [path for path in (tmp_path / 'coco').rglob('*.*') if path.name != STAMP]
     assert read_json(tmp_path / 'coco' / STAMP) == {
         'made_by': 'mmorepa digits', 'version': 1, 'format': 'coco',
         'canvases': [2, 1], 'size': 64, 'seed': 0,
+        'files': len(written), 'bytes': sum(path.stat().st_size for path in written),
     }  # fmt: skip
 
     assert tool(*coco) == 0

@@ -98,3 +98,40 @@ def test_what_cannot_be_done_is_told_first(case, image, tmp_path):
         predict_files(config('mmpretrain'), tmp_path / 'no.pth', images, tmp_path / 'out')
     assert '\n' not in str(info.value)
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def thin(cfg, model):
+    """An image that becomes too large when its shorter side is resized."""
+
+
+def no_packing(cfg, model):
+    cfg.test_dataloader.dataset.pipeline = []
+
+
+def no_deviation(cfg, model):
+    cfg.data_preprocessor.std = [0, 0, 0]
+
+
+def negative_variance(cfg, model):
+    model.backbone.bn1.running_var.neg_()
+
+
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (thin, r'thin\.png, 5000x1 pixels, cannot be predicted or drawn: '),
+        (no_packing, 'batches that its data_preprocessor does not take, end the pipeline with'),
+        (no_deviation, 'data_preprocessor gives values that are not finite: .* mean and std'),
+        (negative_variance, 'backbone gives values that are not finite: .* running statistics'),
+    ],
+)
+def test_what_cannot_be_predicted_leaves_nothing(spoil, message, image, tmp_path):
+    """The first image, which may be fine, gets no picture either."""
+    cv2.imwrite(str(tmp_path / 'thin.png'), np.zeros((1, 5000, 3), np.uint8))
+    images = [image, tmp_path / 'thin.png'] if spoil is thin else [image]
+    cfg = config('mmpretrain')
+    path = saved(cfg, tmp_path, lambda model: spoil(cfg, model) or model)
+    with pytest.raises(UserError, match=message) as info:
+        predict_files(cfg, path, images, tmp_path / 'out')
+    assert '\n' not in str(info.value)
+    assert not (tmp_path / 'out').exists()

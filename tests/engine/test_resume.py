@@ -15,7 +15,7 @@ def write(folder, *names, seed=3, start=1_000_000_000):
     """Checkpoints, each a second younger than the one before."""
     folder.mkdir(parents=True, exist_ok=True)
     for age, name in enumerate(names):
-        checkpoint = dict(state_dict=dict(w=torch.rand(500)), meta=dict(seed=seed))
+        checkpoint = dict(state_dict=dict(w=torch.rand(500)), meta=dict(seed=seed), message_hub={})
         torch.save(checkpoint, folder / name)
         os.utime(folder / name, (start + age, start + age))
     return folder
@@ -157,3 +157,8 @@ class TestConfig:
         tear(write(tmp_path, 'epoch_1.pth') / 'epoch_1.pth')
         with pytest.raises(UserError, match=message):
             prepare_resume(config(tmp_path), str(tmp_path / name))
+
+    def test_weights_alone(self, tmp_path):
+        torch.save(dict(w=torch.rand(5)), tmp_path / 'weights.pth')
+        with pytest.raises(UserError, match='no checkpoint of a training, it has no'):
+            prepare_resume(config(tmp_path), str(tmp_path / 'weights.pth'))

@@ -104,6 +104,26 @@ def test_one_line_and_an_exit_code(main, code, line, tmp_path, capsys):
     assert re.match(line, said)
 
 
+@pytest.mark.parametrize('words, empty', [(['a', ''], "''"), (['--out='], "'--out='")])
+def test_empty_arguments(words, empty, monkeypatch, capsys):
+    """As of a variable of the shell that is not set; a field of a config may be empty."""
+    monkeypatch.setattr(sys, 'argv', ['train.py', *words])
+    with pytest.raises(SystemExit) as info:
+        cli.run(lambda: pytest.fail('it ran'))
+    assert info.value.code == 2
+    assert capsys.readouterr().err.startswith(f'error: {empty} is an empty argument')
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--cfg-options', 'work_dir='])
+    with pytest.raises(SystemExit) as info:
+        cli.run(lambda: 3)
+    assert info.value.code == 3
+
+
+@pytest.mark.parametrize('text', ['0', '-1', 'nan', 'inf'])
+def test_a_factor_that_is_none(text):
+    with pytest.raises(argparse.ArgumentTypeError, match='wanted a finite number above 0'):
+        cli.factor(text)
+
+
 #: What each command needs to get as far as its imports.
 COMMANDS = [
     'train.py config.py',

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ...config_files import text_of
 from ...errors import UserError
 from ...version import __version__
 from ...writing import check_out, written_whole
@@ -100,7 +101,7 @@ def import_official(
     elif wrote_config:
         # Both or neither: the config gets its name once the checkpoint has its own.
         with written_whole(out_config) as temporary:
-            temporary.write_text(cfg.pretty_text)
+            temporary.write_text(text_of(cfg), encoding='utf-8')
             save_checkpoint(content, out)
     else:
         save_checkpoint(content, out)

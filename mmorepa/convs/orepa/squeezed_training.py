@@ -58,6 +58,12 @@ class SqueezedTraining:
 
     Gradients of several backward passes add up in the kernels and are pulled back once.
 
+    Before :meth:`pull_back` the gradients are those of the plain network. What is done to them
+    there, is done to the kernels: ``scaler.unscale_(optimizer)`` does not reach them, and
+    ``torch.nn.utils.clip_grad_norm_`` clips by the norm over kernels. A term of the loss that reads
+    the parameters of ``kernel`` has no gradient, because they do not require grad; use mode
+    ``'online'`` for such a loss, or ``kernel_decay``.
+
     The parameters that the optimizer holds are trained. Build it over ``model.parameters()``; the
     leaves of the kernels are removed from its groups here. A block is frozen if its ``weight`` does
     not require grad.
@@ -203,11 +209,16 @@ class SqueezedTraining:
         gradients of the kernels are dropped.
 
         Raises:
-            UserError: If some kernels are trained but none has a gradient, or if the optimizer
-                lacks the parameters of a block that was frozen before.
+            UserError: If some kernels are trained but none has a gradient, if the optimizer lacks
+                the parameters of a block that was frozen before, or if a block was squeezed.
         """
         gradients = {}
         for name, block in self.blocks.items():
+            if not isinstance(block, GeneratedConv2d):
+                raise UserError(
+                    f'{name} was turned into a plain convolution: train the model from here with '
+                    'an optimizer over its present parameters, without SqueezedTraining'
+                )
             leaf = block.weight
             if leaf.grad is not None:
                 self._refuse_untrained(name)

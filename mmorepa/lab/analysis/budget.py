@@ -17,6 +17,7 @@ from mmengine.config import Config
 
 from ...backbones.reparam_resnet import ReparamResNetMixin
 from ...checkpoints.models import build_model
+from ...config_files import text_of
 from ...errors import UserError
 from ..benchmark import command as benchmark
 from ..benchmark.measuring import Study
@@ -106,6 +107,6 @@ def subjects(cfg: Config, folder: str | os.PathLike) -> tuple[Subject, ...]:
         # Freshly initialised: costs do not depend on values.
         changed.model.backbone.init_cfg = None
         path = Path(folder, f'{number}.py')
-        changed.dump(path)
+        path.write_text(text_of(changed), encoding='utf-8')
         found.append(replace(subject, reparam=None, config=str(path)))
     return tuple(found)

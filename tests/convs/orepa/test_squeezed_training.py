@@ -527,6 +527,14 @@ class TestErrors:
         loss_of(training.model, 1, 8).backward()
         training.optimizer.step()
 
+    def test_a_step_after_squeezing(self):
+        model = nn.Sequential(OREPAConv2d(3, 4, 3))
+        training = SqueezedTraining(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        model(torch.randn(1, 3, 8, 8)).sum().backward()
+        squeeze(model)
+        with pytest.raises(UserError, match='0 was turned into a plain convolution: train the'):
+            training.step()
+
     def test_no_processes_to_share_with(self):
         with pytest.raises(UserError, match='shard=True wants torch.distributed'):
             start(layers('squeezed'), shard=True)
