@@ -47,13 +47,13 @@ def draw() -> Figure:
     figure = Figure(figsize=(9, 6.6), layout='constrained', dpi=110)
     axes = figure.subplots()
     for row, layer in enumerate(LAYERS):
-        shares = {3: [5.2, 2.2, 2.6], 2: [7.5, 2.5]}.get(len(layer), [1])
+        shares = {3: [4.4, 1.9, 3.7], 2: [7.5, 2.5]}.get(len(layer), [1])
         left = 0.0
         for (title, text), share in zip(layer.items(), shares):
             width = WIDTH * share / sum(shares)
             inner = width - (GAP if left + width < WIDTH - 0.01 else 0)
             if title == 'convs':
-                text = f'torch only: {", ".join(CONVS)}, each on those before'
+                text = f'torch only: {" → ".join(CONVS)}'
             box(axes, left, row * (HEIGHT + GAP), inner, title, text)
             left += width
     top = len(LAYERS) * (HEIGHT + GAP)
