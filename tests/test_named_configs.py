@@ -7,16 +7,19 @@ import torch
 import yaml
 from mmdet.apis import DetInferencer
 from mmpretrain import ImageClassificationInferencer
-from mmseg.apis import MMSegInferencer
+from mmseg.apis import MMSegInferencer, inference_model, init_model
 
 import mmorepa.det
 import mmorepa.pretrain
 import mmorepa.seg  # noqa: F401
+from downstream import narrow
+from mmorepa import switch_to_deploy
 from mmorepa.checkpoints import build_model
 from mmorepa.convs import ReparamConv2d
 from mmorepa.datasets.digits import write_imagenet
 from mmorepa.engine.run import load_config
-from support import ROOT
+from mmorepa.errors import UserError
+from support import ROOT, make_trained_like
 
 RETINANET = 'retinanet_orepa-r18_fpn_1x_coco'
 PSPNET = 'pspnet_orepa-r18-d8_4xb2-80k_cityscapes-512x1024'
@@ -60,11 +63,23 @@ def test_weights_that_come_with_the_package(tmp_path):
     ids=['mmdet', 'mmseg'],
 )
 def test_the_inferencers_of_mmdet_and_mmseg(inferencer, folder, name, tmp_path):
-    model = build_model(load_config(ROOT / 'configs' / folder / f'{name}.py'))
+    model = make_trained_like(build_model(load_config(ROOT / 'configs' / folder / f'{name}.py')))
     weights = tmp_path / 'weights.pth'
     meta = dict(dataset_meta=dict(classes=('one', 'two'), palette=[(0, 0, 0), (9, 9, 9)]))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), weights)
     found = inferencer(name, weights=str(weights), device='cpu')
     assert blocks(found.model) == 17
+    torch.save(dict(state_dict=switch_to_deploy(model).state_dict(), meta=meta), weights)
+    with pytest.raises(UserError, match='as a deploy form whose BatchNorms are folded'):
+        inferencer(name, weights=str(weights), device='cpu')
     with pytest.raises(ValueError, match='Cannot find model: no-such-name'):
         inferencer('no-such-name', device='cpu')
+
+
+def test_inference_model_of_mmseg(tmp_path):
+    """It takes the pipeline from ``test_pipeline`` of the config, by that name."""
+    path = ROOT / 'configs/digits/pspnet_orepa-r18-d8_1xb4-600_digits-128x128.py'
+    cfg = load_config(path)
+    cfg.merge_from_dict(narrow(cfg))
+    found = inference_model(init_model(cfg, device='cpu'), np.zeros((32, 32, 3), np.uint8))
+    assert found.pred_sem_seg.shape == (32, 32)

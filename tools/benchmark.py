@@ -109,7 +109,7 @@ def parse_args() -> argparse.Namespace:
     )
     how.add_argument('--repeats', type=cli.positive, default=10, metavar='N', help='(default: 10)')
     how.add_argument(
-        '--warm-up', type=cli.count, default=3, metavar='N', help='repeats before (default: 3)'
+        '--warm-up', type=int, default=3, metavar='N', help='repeats before (default: 3)'
     )
     how.add_argument(
         '--steps',

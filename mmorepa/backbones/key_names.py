@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from ..convs.convert.plain import known_names, refuse_folded
+from ..convs.convert.plain import known_names, refuse_folded, without_biases
 from ..errors import UserError
 
 #: mmpretrain's names for the convolutions and BatchNorms of a deep stem, by their positions in the
@@ -57,12 +57,13 @@ def named_for(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -
         source (str): The name of the checkpoint in error messages.
 
     Returns:
-        dict[str, Tensor]: All tensors. Those that the model does not know keep their names.
+        dict[str, Tensor]: All tensors. Those that the model does not know keep their names. A bias
+        in front of a BatchNorm is in its running mean.
 
     Raises:
         UserError: If BatchNorms are folded where the model has blocks.
     """
-    found = named_as(state_dict, known_names(model))
+    found = without_biases(model, named_as(state_dict, known_names(model)))
     try:
         refuse_folded(model, found)
     except UserError as error:

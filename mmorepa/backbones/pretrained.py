@@ -110,8 +110,8 @@ def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str
             f', a plain network: {len(plain)} blocks imitate its convolutions, outputs are '
             f'{error:.1e} apart'
         )
-    left = len(found) - sum(key in found for key in own)
-    return f'{said}; left {left} of other parts' if left else said
+    left = [key for key in found if key not in own]
+    return f'{said}; left {len(left)} of other parts, such as {left[0]}' if left else said
 
 
 def apart(before: nn.Module, after: nn.Module) -> float:

@@ -23,7 +23,7 @@ from ..errors import UserError, first_line
 from ..writing import written_whole
 from .foreign import EXPORTED, foreign
 from .safe_globals import safe_globals
-from .schemes import fetched, url_of
+from .schemes import DEAD, fetched, is_page, url_of
 from .state_dict import one_line, unusable
 
 
@@ -215,11 +215,18 @@ def _weights_only(loader: Callable) -> Callable:
     @functools.wraps(loader)
     def load(filename, map_location=None, **options):
         def torch_load(file, map_location=None, **_):
+            is_cached = isinstance(file, (str, Path)) and str(file) != filename
+            if is_cached and is_page(file):
+                os.unlink(file)  # or the next call would find it in the cache
+                raise UserError(DEAD.format(filename))
             content = Path(file).read_bytes() if isinstance(file, (str, Path)) else file.read()
             return _unpickle(content, filename, map_location or 'cpu')
 
-        with mock.patch.object(torch, 'load', torch_load):
-            return loader(filename, map_location=map_location, **options)
+        try:
+            with mock.patch.object(torch, 'load', torch_load):
+                return loader(filename, map_location=map_location, **options)
+        except OSError as error:  # of the network; it does not name the file
+            raise UserError(f'{filename} cannot be read: {one_line(first_line(error))}') from None
 
     return load
 

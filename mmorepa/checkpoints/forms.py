@@ -81,6 +81,39 @@ def load_any_form(
     raise UserError(f'{source} does not fit the model of this config: {nearest}')
 
 
+def refuse_other_forms(
+    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *args
+) -> None:
+    """Refuse a state dict in another form: a hook for ``register_load_state_dict_pre_hook``.
+
+    Loaders that are not strict, as those of OpenMMLab's inferencers are, would leave out a bias or
+    the branches, and the network would compute something else.
+
+    Args:
+        model (nn.Module): A model in squeezed or deploy form.
+        state_dict (Mapping[str, Tensor]): The state dict.
+        prefix (str): The prefix of the model's names there.
+        args: What else a hook gets.
+
+    Raises:
+        UserError: If a convolution has other tensors there than in the model, except zeros.
+    """
+    for name, module in model.named_modules():
+        conv = f'{prefix}{name}.'
+        found = {key for key in state_dict if key.startswith(conv)}
+        if type(module) is not nn.Conv2d or not found:
+            continue
+        expected = {f'{conv}{key}' for key in module.state_dict()}
+        more = [key for key in found - expected if state_dict[key].any()]
+        if more or expected - found:
+            wrong = f'has {more[0]}' if more else f'lacks {min(expected - found)}'
+            raise UserError(
+                f'the checkpoint {wrong}, so that it is in another form than this config: take the '
+                'two that tools/convert.py wrote together, or tools/test.py, which finds the form '
+                'out'
+            )
+
+
 def refuse_non_finite(model: nn.Module, source: str) -> None:
     """Refuse weights with which no output is a number.
 

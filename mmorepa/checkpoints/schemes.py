@@ -7,6 +7,7 @@ The names are MMEngine's tables. Files are kept in torch's own folder for downlo
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ SCHEMES: dict[str, Callable[[], Mapping[str, str]]] = {
     'openmmlab': mmengine_checkpoint.get_external_models,
     'mmcls': mmengine_checkpoint.get_mmcls_models,
 }
+DEAD = '{} is a web page, no checkpoint: the link is dead, take another'
 #: The first digits of a file's SHA-256, which names of published files end with.
 DIGEST = re.compile(r'[-_]([a-f0-9]{8,})\.\w+$')
 
@@ -65,7 +67,7 @@ def fetched(url: str) -> Path:
     path = Path(torch.hub.get_dir(), 'checkpoints', name)
     if not name:
         raise UserError(f'{url} names no file')
-    if path.is_file():
+    if path.is_file() and not is_page(path):
         return path
     digest = DIGEST.search(name)
     try:
@@ -75,9 +77,13 @@ def fetched(url: str) -> Path:
         raise UserError(f'{url} is not the file that its name says: {one_line(error)}') from None
     except Exception as error:  # of the network, in many ways
         raise UserError(f'{url} cannot be read: {one_line(first_line(error))}') from None
-    with path.open('rb') as file:
-        is_page = file.read(64).lstrip().startswith(b'<')
-    if is_page:
+    if is_page(path):
         path.unlink()
-        raise UserError(f'{url} is a web page, no checkpoint: the link is dead, take another')
+        raise UserError(DEAD.format(url))
     return path
+
+
+def is_page(path: str | os.PathLike) -> bool:
+    """Whether a file is a web page, which dead links return in the place of a checkpoint."""
+    with open(path, 'rb') as file:
+        return file.read(64).lstrip().startswith(b'<')

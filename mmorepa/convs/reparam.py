@@ -192,7 +192,10 @@ class ReparamConv2d(nn.Conv2d):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
     ) -> None:
-        self.refuse_folded_bias(state_dict, prefix)
+        # Whether a BatchNorm is there cannot be seen from here; zeros change nothing if it is.
+        bias = state_dict.get(f'{prefix}bias')
+        if bias is not None and (bias.is_meta or bias.any()):
+            self.refuse_folded_bias(state_dict, prefix)
         if self.is_plain_in(state_dict, prefix):
             self._take_plain(state_dict, prefix, errors)
         nn.Module._load_from_state_dict(

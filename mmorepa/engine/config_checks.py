@@ -86,7 +86,7 @@ def check_work_dir(cfg: Config) -> None:
     if os.path.realpath(folder / config.name) != os.path.realpath(config):
         return
     text = config.read_text(encoding='utf-8')
-    if re.search(r'^\s*#|^(from|import|with) |_base_', text, re.MULTILINE):
+    if re.search(r'^\s*#|^(_base_|from|import|with) ', text, re.MULTILINE):
         raise UserError(
             f'{folder} is where {config.name} is, which MMEngine would replace by the config with '
             'all its bases: choose another --work-dir'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..checkpoints.forms import FORMS
+from ..checkpoints.forms import FORMS, refuse_other_forms
 
 
 @MODELS.register_module(name='DeployForm')
@@ -25,7 +25,10 @@ def build_deploy_form(architecture: str, keep_bn: bool = False, **kwargs) -> nn.
         kwargs: The model's own arguments.
 
     Returns:
-        nn.Module: An instance of ``architecture`` itself, not a wrapper around one.
+        nn.Module: An instance of ``architecture`` itself, not a wrapper around one. It refuses a
+        checkpoint in another form.
     """
     model = MODELS.build(dict(type=architecture, **kwargs))
-    return FORMS['squeezed' if keep_bn else 'deploy'](model)
+    model = FORMS['squeezed' if keep_bn else 'deploy'](model)
+    model.register_load_state_dict_pre_hook(refuse_other_forms)
+    return model

@@ -1,5 +1,7 @@
 """Backbones that start from a plain network's checkpoint, under anybody's names."""
 
+import contextlib
+import copy
 import http.server
 import re
 import threading
@@ -20,6 +22,7 @@ import mmorepa.seg  # noqa: F401
 from mmorepa import switch_to_deploy
 from mmorepa.backbones.pretrained import load_pretrained
 from mmorepa.checkpoints import schemes
+from mmorepa.checkpoints.files import mmengine_loads_weights_only
 from mmorepa.errors import UserError
 from support import make_trained_like
 
@@ -90,7 +93,7 @@ def test_what_was_done_is_said(narrow, library, tmp_path):
     said = load_pretrained(build(f'{library}.OREPAResNet', depth=18, **NARROW), str(path))
     match = re.fullmatch(
         rf'loaded all 126 tensors of {re.escape(str(path))}, a plain network: 17 blocks imitate '
-        r'its convolutions, outputs are (\S+) apart; left 2 of other parts',
+        r'its convolutions, outputs are (\S+) apart; left 2 of other parts, such as fc.weight',
         said,
     )
     assert match, said
@@ -166,6 +169,52 @@ def test_repvgg_of_three_branches(library, reparam, tmp_path):
     assert relative(outputs(backbone)[-1:], outputs(plain)[-1:]) < FLOAT32
 
 
+def test_a_repvgg_that_was_folded_is_refused(tmp_path):
+    """The statistics that its BatchNorms train with are not in the file."""
+    arch = dict(num_blocks=[1, 1, 1, 1], width_factor=[0.25] * 4, stem_channels=16)
+    arch |= dict(group_layer_map=None, se_cfg=None)
+    folded = RepVGG(arch)
+    folded.switch_to_deploy()
+    path = tmp_path / 'repvgg.pth'
+    torch.save(folded.state_dict(), path)
+    with pytest.raises(UserError, match='as a deploy form whose BatchNorms are folded'):
+        build('mmpretrain.OREPARepVGG', path, arch=arch).init_weights()
+
+
+@pytest.mark.parametrize('reparam', ['OREPA', 'DBB', dict(type='OREPA', where='layer')])
+def test_biases_in_front_of_norms(reparam, narrow, tmp_path):
+    """Caffe's networks have them: detectron/resnet50_caffe, with which many detectors start."""
+    found = copy.deepcopy(narrow.state_dict())
+    for key, weight in narrow.state_dict().items():
+        if weight.dim() == 4:
+            bias = found[key.replace('.weight', '.bias')] = torch.randn(len(weight))
+            norm = key.replace('conv', 'bn').replace('downsample.0', 'downsample.1')
+            found[norm.replace('.weight', '.running_mean')] += bias
+    path = tmp_path / 'caffe.pth'
+    torch.save(found, path)
+    backbone = build(checkpoint=path, depth=18, reparam=reparam, **NARROW)
+    backbone.init_weights()
+    assert relative(outputs(backbone), outputs(narrow)) < FLOAT32
+
+
+@pytest.mark.parametrize('value, says', [(0.0, ''), (1.0, 'has a bias, conv1.bias, as a deploy')])
+def test_a_bias_without_its_norm(value, says, narrow):
+    """Zeros change nothing, and are what non-strict loading leaves out."""
+    backbone = build(depth=18, **NARROW)
+    found = {'conv1.weight': narrow.conv1.weight, 'conv1.bias': torch.full((24,), value)}
+    with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+        backbone.load_state_dict(found, strict=False)
+
+
+def test_a_detector_gives_its_backbone(narrow, tmp_path):
+    found = {f'backbone.{key}': value for key, value in narrow.state_dict().items()}
+    found['neck.lateral_convs.0.conv.weight'] = torch.ones(1)
+    path = tmp_path / 'detector.pth'
+    torch.save(dict(state_dict=found), path)
+    said = load_pretrained(build(depth=18, **NARROW), str(path))
+    assert said.endswith('; left 1 of other parts, such as neck.lateral_convs.0.conv.weight')
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
@@ -234,6 +283,13 @@ def test_downloads_that_fail(server, hub):
     (folder / 'page.pth').write_text('<!DOCTYPE html><html>gone</html>')
     assert 'is a web page' in error_of(f'{address}/page.pth')
     assert not list(hub.glob('page*'))  # so that the next try fetches it again
+    with mmengine_loads_weights_only():
+        for _ in range(2):  # the first does not leave it in the cache
+            with pytest.raises(UserError, match='page.pth is a web page, no checkpoint'):
+                mmengine_checkpoint.load_checkpoint(torch.nn.Linear(1, 1), f'{address}/page.pth')
+        with pytest.raises(UserError, match='/missing.pth cannot be read: HTTP Error 404'):
+            mmengine_checkpoint.load_checkpoint(torch.nn.Linear(1, 1), f'{address}/missing.pth')
+    assert not list(hub.glob('page*'))
     (folder / 'torn-01234567.pth').write_bytes(b'PK12')
     assert 'is not the file that its name says' in error_of(f'{address}/torn-01234567.pth')
     assert not list(hub.glob('torn*'))

@@ -59,6 +59,23 @@ STOCK = [
     Stock('mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024.py', V1C, 55),
     Stock('mmseg::upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py', V1C, 55),
     Stock(
+        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+        V1C,
+        19,
+        {
+            'model.backbone': dict(
+                _delete_=True,
+                type='ResNetV1c',
+                depth=18,
+                base_channels=4,
+                stem_channels=32,
+                norm_cfg=dict(type='BN'),
+            ),
+            'model.decode_head.in_channels': [4, 8, 16, 32],
+            'model.decode_head.channels': 8,
+        },
+    ),
+    Stock(
         'mmpretrain::resnet/resnet18_8xb32_in1k.py',
         OREPA,
         17,
@@ -134,7 +151,13 @@ def test_one_line_is_enough(stock, tmp_path):
     torch.manual_seed(0)
     plain = make_trained_like(build_model(plain_cfg))
     weights = tmp_path / 'plain.pth'
-    torch.save(dict(state_dict=plain.state_dict()), weights)
+    state_dict = plain.state_dict()
+    if 'caffe' in stock.config:  # the real file has a bias in front of each BatchNorm
+        convs = [k for k, v in state_dict.items() if k.startswith('backbone.') and v.dim() == 4]
+        state_dict |= {
+            k.replace('weight', 'bias'): torch.zeros(len(plain.state_dict()[k])) for k in convs
+        }
+    torch.save(dict(state_dict=state_dict), weights)
     cfg.model.backbone.init_cfg = dict(
         type='Pretrained', checkpoint=str(weights), prefix='backbone.'
     )

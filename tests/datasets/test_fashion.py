@@ -360,7 +360,7 @@ def test_mmseg_reads_cityscapes(out):
         ({'formats': ['voc']}, "format 'voc' is unknown: want any of mnist, coco, cityscapes"),
         ({'canvases': (4,)}, 'want two numbers'),
         ({'canvases': (4, 0)}, 'number of canvases is 0'),
-        ({'size': 47}, 'canvas size is 47: want at least 48'),
+        ({'size': 47}, 'canvas size is 47: want 48 to 4096'),
         ({'seed': -1}, 'seed is -1'),
     ],
 )

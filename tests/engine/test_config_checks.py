@@ -118,7 +118,7 @@ def test_a_config_is_not_replaced(use, training_checkpoint, tmp_path):
 def test_a_config_that_mmengine_wrote_may_be_replaced(tmp_path):
     from mmorepa.engine.config_checks import check_work_dir
 
-    cfg = load_config(CONFIG, tmp_path)
+    cfg = load_config(CONFIG, tmp_path, {'model.octave_base_scale': 4})
     cfg.dump(tmp_path / 'mine.py')
     check_work_dir(load_config(tmp_path / 'mine.py'))
 

@@ -36,6 +36,12 @@ train_dataloader = dict(
         ],
     ),
 )
+# Of this name: mmseg's inference_model looks for it.
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 val_dataloader = dict(
     batch_size=1,
     num_workers=1,
@@ -44,11 +50,7 @@ val_dataloader = dict(
     dataset=dict(
         **dataset,
         data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
-        ],
+        pipeline=test_pipeline,
     ),
 )
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..blocks.normed import AbsorbedNorm, NormedConv2d
 from ..reparam import ReparamConv2d
+from .pairs import conv_norm_pairs
 
 
 def imitating(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, ReparamConv2d]:
@@ -71,6 +72,37 @@ def _wanted(module: nn.Module, state_dict, prefix: str) -> Iterator[tuple[str, T
     for name, child in module._modules.items():  # also those that have several names
         if child is not None:
             yield from _wanted(child, state_dict, f'{prefix}{name}.')
+
+
+def without_biases(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the biases of convolutions that have none in the model.
+
+    Caffe's networks, such as ``open-mmlab://detectron/resnet50_caffe``, have a bias in front of
+    each BatchNorm. It moves into the running mean, which keeps the function.
+
+    Args:
+        model (nn.Module): Any model.
+        state_dict (Mapping[str, Tensor]): A state dict with the model's names.
+
+    Returns:
+        dict[str, Tensor]: Without the biases whose BatchNorm is in the state dict too.
+    """
+    found = dict(state_dict)
+    names = {id(module): _dotted(name) for name, module in model.named_modules()}
+    if not any(
+        isinstance(module, nn.Conv2d)
+        and module._parameters.get('bias') is None
+        and f'{names[id(module)]}bias' in found
+        for module in model.modules()
+    ):
+        return found
+    for pair in conv_norm_pairs(model):
+        prefix = names[id(pair.parent)]
+        bias, mean = f'{prefix}{pair.conv_name}.bias', f'{prefix}{pair.norm_name}.running_mean'
+        if pair.conv._parameters.get('bias') is None and bias in found and mean in found:
+            if found[bias].shape == found[mean].shape:
+                found[mean] = found[mean] - found.pop(bias)
+    return found
 
 
 def refuse_folded(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

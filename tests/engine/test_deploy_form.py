@@ -1,0 +1,40 @@
+"""A config of the squeezed or deploy form takes the checkpoint of that form only."""
+
+import copy
+import pickle
+
+import pytest
+from mmengine.runner import load_state_dict
+
+from mmorepa.checkpoints import build_model
+from mmorepa.checkpoints.conversion import deployed_config
+from mmorepa.checkpoints.forms import FORMS
+from mmorepa.errors import UserError
+from support import make_trained_like
+
+
+def torchs(model, state_dict):
+    model.load_state_dict(state_dict, strict=False)
+
+
+@pytest.mark.parametrize('load', [load_state_dict, torchs], ids=['mmengine', 'torch'])
+@pytest.mark.parametrize('form', ['squeezed', 'deploy'])
+def test_checkpoints_of_other_forms_are_refused(form, load, narrow_config):
+    """Loaders that are not strict, as the inferencers' is, would leave out a part in silence."""
+    cfg = narrow_config()
+    model = build_model(deployed_config(cfg, keep_bn=form == 'squeezed'))
+    for other in FORMS:
+        state_dict = FORMS[other](make_trained_like(build_model(cfg))).state_dict()
+        for taker in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            if other == form:
+                load(taker, state_dict)
+            else:
+                with pytest.raises(UserError, match='in another form than this config'):
+                    load(taker, state_dict)
+
+
+def test_parts_are_taken(narrow_config):
+    """As a backbone for a detector, or a classifier for other classes."""
+    model = build_model(deployed_config(narrow_config(), keep_bn=True))
+    state_dict = {k: v for k, v in model.state_dict().items() if not k.startswith('head.')}
+    model.load_state_dict(state_dict, strict=False)
