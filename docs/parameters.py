@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config, config, utils
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmorepa.checkpoints.conversion import count_blocks, count_parameters
 from mmorepa.checkpoints.models import build_model
@@ -42,6 +43,10 @@ counts the branches and everything else that the checkpoint holds, but not the k
 has the size of the plain network. In the *deploy* form the BatchNorms are folded too. *Blocks* is
 the number of re-parameterised convolutions. `python docs/parameters.py` writes this page.
 """
+
+
+#: Height and width in pixels of the images that the classifiers of a folder are tested with.
+SIDES = {'imagenet': 224, 'imagenet/ablations': 224, 'digits': 48, 'fashion': 32}
 
 
 class Size(NamedTuple):
@@ -103,6 +108,28 @@ def count(cfg: Config, known: dict[str, Size]) -> Size:
         plain.model.backbone.reparam = None
         return size(plain, known)._replace(training=training, blocks=blocks)
     return Size(training, training, count_parameters(switch_to_deploy(model)), blocks=0)
+
+
+def multiply_adds(cfg: Config, side: int, known: dict[str, int]) -> int:
+    """The multiply-adds of a classifier's convolutions and linear layers in deploy form.
+
+    OpenMMLab's metafiles call them FLOPs.
+
+    Args:
+        cfg (Config): A config of mmpretrain.
+        side (int): Height and width of the image in pixels.
+        known (dict[str, int]): What was counted so far; networks differ in their blocks alone.
+    """
+    plain = copy.deepcopy(cfg)
+    if 'reparam' in plain.model.backbone:
+        plain.model.backbone.reparam = None
+    key = f'{side} {plain.model}'
+    if key not in known:
+        model = switch_to_deploy(build(plain))
+        with torch.device('meta'), FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, side, side), mode='tensor')
+        known[key] = counter.get_total_flops() // 2
+    return known[key]
 
 
 def config_files(folder: str) -> list[Path]:

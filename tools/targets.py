@@ -143,7 +143,7 @@ def evaluation(result: CaseResult) -> Spread | None:
 
 
 def kept(result: CaseResult, subject: str = OREPA) -> Spread | None:
-    """What a step keeps beside parameters, gradients and optimizer state, a subject over none.
+    """What a step keeps beside parameters, gradients and optimizer state, a subject over plain.
 
     On a GPU by the peak of its allocator, on a CPU by what autograd saves.
     """
@@ -154,7 +154,7 @@ def kept(result: CaseResult, subject: str = OREPA) -> Spread | None:
 
 
 def activations(result: CaseResult) -> Spread | None:
-    """Saved activations alone, kernels left out, OREPA over none."""
+    """Saved activations alone, kernels left out, OREPA over plain."""
     return _quotient(*(result[name].bytes.get('activations') for name in (OREPA, NONE)))
 
 
@@ -171,22 +171,22 @@ def _targets() -> list[Target]:
 
     no_target = (None, None)
     on_cpu = dict(purpose=STEP, batch=CPU_BATCH)
-    found = each('training step: OREPA over none', (1.40, 1.35), step, **on_cpu)
+    found = each('training step: OREPA over plain', (1.40, 1.35), step, **on_cpu)
     for name in (SQUEEZED, RELEASED + OREPA):
-        what = f'training step: {name} over none'
+        what = f'training step: {name} over plain'
         found += each(what, no_target, partial(step, subject=name), **on_cpu)
     what = f'training step: {SQUEEZED} over OREPA'
     found += each(what, (1.00, 1.00), partial(step, subject=SQUEEZED, over=OREPA), **on_cpu)
     accumulated = {OREPA: no_target, SQUEEZED: (1.15, None)}
     for name, targets in accumulated.items():
-        what = f'training step of {ACCUMULATE} micro-batches: {name} over none'
+        what = f'training step of {ACCUMULATE} micro-batches: {name} over plain'
         found += each(what, targets, partial(step, subject=name), purpose=ACCUMULATED)
     together = {OREPA: no_target, SQUEEZED: no_target, SHARED_OUT: (1.20, 1.12)}
     for name, targets in together.items():
-        what = f'training step of {PROCESSES} processes: {name} over none'
+        what = f'training step of {PROCESSES} processes: {name} over plain'
         found += each(what, targets, partial(step, subject=name), purpose=TOGETHER)
     for name in together:
-        what = f'bytes sent by {PROCESSES} processes: {name} over none'
+        what = f'bytes sent by {PROCESSES} processes: {name} over plain'
         found += each(what, no_target, partial(sent, subject=name), purpose=TOGETHER)
     for size in (3, 1):
         for channels in CHANNELS:
@@ -203,19 +203,19 @@ def _targets() -> list[Target]:
     found.append(Target('kernel generation over its floor, stem', None, stem, generation))
     for batch, targets in zip(GPU_BATCHES, ((1.12, 1.08), (1.05, 1.04))):
         for name in (OREPA, SQUEEZED):
-            what = f'training step on a GPU: {name} over none'
+            what = f'training step on a GPU: {name} over plain'
             ratio = partial(step, subject=name)
             found += each(what, targets, ratio, purpose=GPU_STEP, batch=batch)
     at_64 = dict(purpose=MEMORY, batch=MEMORY_BATCH)
     for name, at_most in {OREPA: 1.02, SQUEEZED: 1.00}.items():
-        what = f'memory less parameters, gradients, optimizer state: {name} over none'
+        what = f'memory less parameters, gradients, optimizer state: {name} over plain'
         found += each(what, (at_most, at_most), partial(kept, subject=name), **at_64)
-    found += each('activations alone: OREPA over none', no_target, activations, **at_64)
-    what = 'evaluation step in training form: OREPA over none'
+    found += each('activations alone: OREPA over plain', no_target, activations, **at_64)
+    what = 'evaluation step in training form: OREPA over plain'
     found += each(what, (1.02, 1.02), evaluation, **on_cpu)
-    what = 'training step, all stages frozen: OREPA over none'
+    what = 'training step, all stages frozen: OREPA over plain'
     found += each(what, (1.00, 1.00), step, purpose=FROZEN, frozen_stages=ALL_STAGES)
-    what = 'training step, two stages frozen: OREPA over none'
+    what = 'training step, two stages frozen: OREPA over plain'
     found += each(what, no_target, step, purpose=FROZEN, frozen_stages=2)
     return found
 

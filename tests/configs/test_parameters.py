@@ -81,6 +81,23 @@ def test_the_metafile_of_the_digits_has_the_size_of_its_weights(sizes):
     assert (stated['Training Parameters'], stated['Parameters']) == (size.training, size.deploy)
 
 
+@pytest.mark.parametrize('name', SCRIPT['SIDES'])
+def test_the_metafile_has_the_multiply_adds_of_classifiers(name):
+    """They are OpenMMLab's FLOPs, of the deploy form; those of detectors depend on the image."""
+    models = yaml.safe_load((ROOT / 'configs' / name / 'metafile.yml').read_text())['Models']
+    known, counted = {}, {}
+    with SCRIPT['quick_configs']():
+        for model in models:
+            cfg = Config.fromfile(ROOT / model['Config'])
+            if cfg.default_scope == 'mmpretrain':
+                side = SCRIPT['SIDES'][name]
+                counted[model['Name']] = SCRIPT['multiply_adds'](cfg, side, known)
+    assert counted == {
+        m['Name']: m['Metadata'].get('FLOPs') for m in models if m['Name'] in counted
+    }
+    assert all('FLOPs' not in m['Metadata'] for m in models if m['Name'] not in counted)
+
+
 @pytest.mark.parametrize('network', PUBLISHED_RESNETS)
 @pytest.mark.parametrize('prefix', ['', 'dbb-', 'orepa-'])
 def test_squeezed_resnets_have_the_published_size(prefix, network, sizes):

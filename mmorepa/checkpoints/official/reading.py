@@ -190,7 +190,10 @@ def _other(state_dict: Mapping[str, Tensor]) -> str:
     """What a state dict is that is not the one that was wanted."""
     first = one_line(next(iter(state_dict)))
     if any(key.startswith(('backbone.', 'head.')) for key in state_dict):
-        return f'a checkpoint of an OpenMMLab model ({first}, …)'
+        return (
+            f'a checkpoint of an OpenMMLab model ({first}, …), which needs no import: '
+            'tools/train.py CONFIG --init FILE trains from it, tools/convert.py converts it'
+        )
     if any(key.startswith('stage0.') for key in state_dict):
         return f'a checkpoint of the released code ({first}, …)'
     if {'layer1.0.conv1.weight', 'fc.weight'} <= state_dict.keys():

@@ -206,7 +206,7 @@ def _checks(results: Results) -> list[str]:
         Column('computed, s', lambda row: f'{row.seconds:.3f}'),
         Column('published, s', lambda row: f'{row.published:.3f}'),
         Column('error', lambda row: f'{100 * row.error:+.0f} %'),
-        ratio('over none, computed', lambda row: f'{row.ratio:.2f}'),
+        ratio('over plain, computed', lambda row: f'{row.ratio:.2f}'),
         ratio('published', lambda row: f'{row.published_ratio:.2f}'),
         ratio('error', lambda row: f'{100 * row.ratio_error:+.0f} %'),
     ]

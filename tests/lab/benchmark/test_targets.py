@@ -55,11 +55,11 @@ def test_rows_of_a_cpu_are_not_measured_on_a_gpu_alone():
     rows = targets.rows(as_planned(plan))
     missing = {row.target.what for row in rows if row.found is None}
     assert missing == {
-        'training step: OREPA over none',
+        'training step: OREPA over plain',
         'training step: OREPA-squeezed over OREPA',
-        'training step of 4 micro-batches: OREPA-squeezed over none',
-        'training step of 2 processes: OREPA-shared-out over none',
-        'evaluation step in training form: OREPA over none',
+        'training step of 4 micro-batches: OREPA-squeezed over plain',
+        'training step of 2 processes: OREPA-shared-out over plain',
+        'evaluation step in training form: OREPA over plain',
     }
 
 
@@ -90,7 +90,7 @@ def row_of(result, what):
 class TestRatios:
     def test_step(self):
         result = network_result(measured('none'), measured('OREPA', 1.38), purpose=targets.STEP)
-        row = row_of(result, 'training step: OREPA over none')
+        row = row_of(result, 'training step: OREPA over plain')
         assert row.found.median == pytest.approx(1.38)
         assert row.target.at_most == 1.40
         assert row.is_met
@@ -99,7 +99,7 @@ class TestRatios:
         result = network_result(
             measured('none'), measured('released-OREPA', 2), purpose=targets.STEP
         )
-        row = row_of(result, 'training step: released-OREPA over none')
+        row = row_of(result, 'training step: released-OREPA over plain')
         assert row.found.median == pytest.approx(2)
         assert row.is_met is None
 
@@ -112,7 +112,7 @@ class TestRatios:
             setup=GPU,
             purpose=targets.GPU_STEP,
         )
-        row = row_of(result, 'training step on a GPU: OREPA over none')
+        row = row_of(result, 'training step on a GPU: OREPA over plain')
         assert row.target.at_most == 1.04
         assert row.is_met is False
 
@@ -126,7 +126,7 @@ class TestRatios:
 
     def test_evaluation(self):
         result = network_result(measured('none'), measured('OREPA', 2), purpose=targets.STEP)
-        row = row_of(result, 'evaluation step in training form: OREPA over none')
+        row = row_of(result, 'evaluation step in training form: OREPA over plain')
         assert row.found.median == pytest.approx(2)
 
     def test_squeezed_over_online(self):
@@ -140,9 +140,9 @@ class TestRatios:
         plain = measured('none', sent=dict(allreduce=10, broadcast=2))
         ours = measured('OREPA-shared-out', 1.2, sent=dict(allreduce=10, broadcast=8))
         result = network_result(plain, ours, processes=2, purpose=targets.TOGETHER)
-        row = row_of(result, 'training step of 2 processes: OREPA-shared-out over none')
+        row = row_of(result, 'training step of 2 processes: OREPA-shared-out over plain')
         assert (row.target.at_most, row.is_met) == (1.20, True)
-        row = row_of(result, 'bytes sent by 2 processes: OREPA-shared-out over none')
+        row = row_of(result, 'bytes sent by 2 processes: OREPA-shared-out over plain')
         assert row.found.median == 1.5
 
     @pytest.mark.parametrize('stages, at_most', [(4, 1.00), (2, None)])
@@ -160,15 +160,15 @@ class TestRatios:
     def test_memory_by_what_is_saved(self):
         ours, plain = measured('OREPA', generation=True), measured('none')
         result = network_result(plain, ours, batch=64, purpose=targets.MEMORY)
-        what = 'memory less parameters, gradients, optimizer state: OREPA over none'
+        what = 'memory less parameters, gradients, optimizer state: OREPA over plain'
         assert row_of(result, what).found.median == 1.2
-        assert row_of(result, 'activations alone: OREPA over none').found.median == 1.0
+        assert row_of(result, 'activations alone: OREPA over plain').found.median == 1.0
 
     def test_memory_by_the_peak_of_a_gpu(self):
         ours, plain = measured('OREPA', generation=True), measured('none')
         ours.bytes['peak'], plain.bytes['peak'] = 160 * MIB, 110 * MIB
         result = network_result(plain, ours, batch=64, setup=GPU, purpose=targets.MEMORY)
-        what = 'memory less parameters, gradients, optimizer state: OREPA over none'
+        what = 'memory less parameters, gradients, optimizer state: OREPA over plain'
         assert row_of(result, what).found.median == 1.5
 
     @pytest.mark.parametrize('failed', ['none', 'OREPA'])
@@ -190,15 +190,15 @@ def test_plan_can_be_run():
     rows = targets.rows(Study(plan, repeats=1, warm_up=0, preset='targets').run())
     found = {row.target.what for row in rows if row.found is not None}
     assert found == {
-        'training step: OREPA over none',
-        'training step: OREPA-squeezed over none',
+        'training step: OREPA over plain',
+        'training step: OREPA-squeezed over plain',
         'training step: OREPA-squeezed over OREPA',
-        'training step of 4 micro-batches: OREPA over none',
-        'training step of 4 micro-batches: OREPA-squeezed over none',
+        'training step of 4 micro-batches: OREPA over plain',
+        'training step of 4 micro-batches: OREPA-squeezed over plain',
         'kernel generation over its floor, stem',
-        'evaluation step in training form: OREPA over none',
-        'training step, all stages frozen: OREPA over none',
-        'training step, two stages frozen: OREPA over none',
+        'evaluation step in training form: OREPA over plain',
+        'training step, all stages frozen: OREPA over plain',
+        'training step, two stages frozen: OREPA over plain',
     }
 
 
@@ -206,7 +206,7 @@ def test_what_is_printed():
     result = network_result(measured('none'), measured('OREPA', 1.45), purpose='step')
     rows = rows_of(targets.markdown(results(result)), 'Targets')[1:]
     assert rows[0] == [
-        'training step: OREPA over none',
+        'training step: OREPA over plain',
         'resnet18, 8 × 224²',
         '≤ 1.40',
         '1.450',
