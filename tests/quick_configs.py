@@ -4,13 +4,15 @@ import contextlib
 import functools
 
 from mmengine.config import config, utils
-from mmengine.utils import get_installed_path
+from mmengine.utils import get_installed_path, package_utils
 
 
 def quicken() -> None:
     """Have this process read each metafile once, and lay no config out."""
     # For each base of a library all metafiles of that library are read: two seconds a segmentor.
     utils.load = functools.cache(utils.load)
+    # That a library is installed is found out anew for each base, by reloading pkg_resources.
+    config.is_installed = package_utils.is_installed = functools.cache(config.is_installed)
     # The Runner has yapf lay its config out several times.
     config.FormatCode = lambda text, **options: (text, True)
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError
 from ..batch_norm import is_batch_norm
-from ..blocks.normed import AbsorbedNorm
+from ..blocks.normed import AbsorbedNorm, NormedConv2d
 from ..blocks.table import find_block
 from ..reparam import ReparamConv2d
 from .hooks import has_hook_between, take_hooks_over
@@ -124,14 +124,16 @@ def substitute(
     kind, options = find_block(block)
     matches = matcher(where)
     passed = PassedOver() if passed is None else passed
-    pairs = {id(pair.conv): pair for pair in conv_norm_pairs(model) if is_batch_norm(pair.norm)}
+    convs = [(n, m) for n, m in model.named_modules() if is_plain(m) and matches(n, m)]
+    pairs = {}
+    # Tracing takes longer than all the rest, and generated blocks leave the BatchNorm where it is.
+    if issubclass(kind, NormedConv2d) or not all(conv.weight.requires_grad for _, conv in convs):
+        pairs = {id(pair.conv): pair for pair in conv_norm_pairs(model) if is_batch_norm(pair.norm)}
     blocks = {}
     absorbed = []
     unkept = {}
     users, hidden = _users_of_weights(model), held_outside(model)
-    for name, conv in model.named_modules():
-        if not is_plain(conv) or not matches(name, conv):
-            continue
+    for name, conv in convs:
         pair = pairs.get(id(conv))
         norm = pair.norm if pair else None
         reason = kind.misfit(conv, norm, **options)
