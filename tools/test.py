@@ -20,12 +20,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from mmorepa.config_files import bases_of
     from mmorepa.engine.run import load_config, test
     from mmorepa.writing import check_out, write_json
 
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
     if args.out is not None:
-        check_out(args.out, [args.config, args.checkpoint], force=True, done='tested')
+        inputs = [args.config, *bases_of(args.config), args.checkpoint]
+        check_out(args.out, inputs, force=True, done='tested')
     metrics = test(cfg, args.checkpoint)
     if args.out is not None:
         write_json(metrics, args.out)

@@ -86,7 +86,7 @@ def convert(
     """
     inputs = [checkpoint, cfg.filename, *(bases_of(cfg.filename) if cfg.filename else ())]
     out = Path(out)
-    if out.suffix == '.py':
+    if out.suffix in ('.py', '.safetensors'):
         raise UserError(f'{out} is no name for a checkpoint: wanted an ending such as .pth')
     check_out(out, inputs, force)
     out_config = check_out(out.with_suffix('.py'), inputs, force)

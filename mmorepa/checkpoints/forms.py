@@ -16,6 +16,12 @@ from .state_dict import misfit, unusable
 #: The forms in the order in which one becomes the next, with what turns a model into each.
 FORMS = dict(training=lambda model: model, squeezed=squeeze, deploy=switch_to_deploy)
 
+#: What follows from a tensor too many or too few.
+ANOTHER = (
+    'so that it is in another form than this config: take the two that tools/convert.py wrote '
+    'together, or tools/test.py, which finds the form out'
+)
+
 
 def form_of(model: nn.Module) -> str:
     """The form a model is in.
@@ -96,9 +102,16 @@ def refuse_other_forms(
         args: What else a hook gets.
 
     Raises:
-        UserError: If a convolution has other tensors there than in the model, except zeros.
+        UserError: If a convolution has other tensors there than in the model, except zeros, or
+            the model lacks a BatchNorm that is there.
     """
-    for name, module in model.named_modules():
+    modules, buffers = dict(model.named_modules()), dict(model.named_buffers())
+    for key in state_dict:
+        name = key.removeprefix(prefix)
+        if name.endswith('.running_mean') and name not in buffers:
+            if name.rpartition('.')[0] in modules:  # where the BatchNorm was
+                raise UserError(f'the checkpoint has {key}, {ANOTHER}')
+    for name, module in modules.items():
         conv = f'{prefix}{name}.'
         found = {key for key in state_dict if key.startswith(conv)}
         if type(module) is not nn.Conv2d or not found:
@@ -107,11 +120,7 @@ def refuse_other_forms(
         more = [key for key in found - expected if state_dict[key].any()]
         if more or expected - found:
             wrong = f'has {more[0]}' if more else f'lacks {min(expected - found)}'
-            raise UserError(
-                f'the checkpoint {wrong}, so that it is in another form than this config: take the '
-                'two that tools/convert.py wrote together, or tools/test.py, which finds the form '
-                'out'
-            )
+            raise UserError(f'the checkpoint {wrong}, {ANOTHER}')
 
 
 def refuse_non_finite(model: nn.Module, source: str) -> None:

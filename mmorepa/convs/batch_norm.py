@@ -13,7 +13,9 @@ WITH_ACTIVATION = ('BatchNormAct2d', 'SyncBatchNormAct')
 
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether ``module`` is a BatchNorm and nothing more, or one of :data:`WITH_ACTIVATION`."""
-    return isinstance(module, _BatchNorm) and (
+    if not isinstance(module, _BatchNorm) or not {'weight', 'bias'} <= module._parameters.keys():
+        return False  # or it is parametrized
+    return (
         type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
         or type(module).__name__ in WITH_ACTIVATION
     )

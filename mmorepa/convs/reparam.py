@@ -317,7 +317,7 @@ class ReparamConv2d(nn.Conv2d):
 
         The arguments are those of :meth:`from_conv`.
         """
-        if 'forward' in vars(conv):
+        if not vars(conv).keys().isdisjoint(('forward', '_conv_forward')):
             return 'a forward of its own'
         if conv.weight.is_complex():
             return 'complex weights'

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..config_files import bases_of
 from ..errors import UserError
 from ..writing import check_folder
 
@@ -83,7 +84,13 @@ def check_work_dir(cfg: Config) -> None:
             replaced.
     """
     folder, config = check_folder(cfg.work_dir, '--work-dir'), Path(cfg.filename)
-    if os.path.realpath(folder / config.name) != os.path.realpath(config):
+    dump = os.path.realpath(folder / config.name)
+    if dump in map(os.path.realpath, bases_of(config)):
+        raise UserError(
+            f'{folder / config.name} is a base of {config}, and MMEngine would replace it: choose '
+            'another --work-dir'
+        )
+    if dump != os.path.realpath(config):
         return
     text = config.read_text(encoding='utf-8')
     if re.search(r'^\s*#|^(_base_|from|import|with) ', text, re.MULTILINE):
@@ -91,6 +98,20 @@ def check_work_dir(cfg: Config) -> None:
             f'{folder} is where {config.name} is, which MMEngine would replace by the config with '
             'all its bases: choose another --work-dir'
         )
+
+
+def check_start(cfg: Config, checkpoint: str | os.PathLike | None) -> None:
+    """Refuse to start from a checkpoint in the work dir, where a training may replace it.
+
+    Raises:
+        UserError: If it is there.
+    """
+    if checkpoint is not None and Path(checkpoint).is_file():
+        if os.path.realpath(Path(checkpoint).parent) == os.path.realpath(cfg.work_dir):
+            raise UserError(
+                f'{checkpoint} is in the work dir, where this training may replace it: choose '
+                'another --work-dir, or go on with --resume'
+            )
 
 
 def is_count(value: object) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..backbones.key_names import named_for
 from ..checkpoints.state_dict import misfit, unusable, with_counters
@@ -30,8 +32,8 @@ class LoadFromHook(Hook):
             detector for other classes. Defaults to False.
 
     Raises:
-        UserError: If keys are missing or unexpected, or shapes differ, and ``partial`` is False;
-            or if the checkpoint is a deploy form and the model has blocks.
+        UserError: If keys are missing or unexpected, or shapes differ, and ``partial`` is False or
+            the training is resumed; or if the checkpoint is a deploy form and the model has blocks.
     """
 
     #: After hooks that replace the checkpoint by another, before those that copy it.
@@ -42,14 +44,23 @@ class LoadFromHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Rename the weights to the model's names, and check that none is missing."""
-        if runner._resume:
-            return
         model = unwrap(runner.model)
         source = runner._load_from or 'the checkpoint'
         state_dict = checkpoint.get('state_dict', checkpoint)
         if reason := unusable(state_dict):
             raise UserError(f'{source} holds no state_dict of tensors: {reason}')
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+        if runner._resume:
+            # The state dict of a sharded model is another one.
+            parts = runner.model.modules()
+            own = model.state_dict()
+            if not any(isinstance(part, FullyShardedDataParallel) for part in parts):
+                if difference := misfit(own, with_counters(own, state_dict)):
+                    raise UserError(
+                        f'{source} is of another model: {difference}; resume with the config that '
+                        'it was trained with'
+                    )
+            return
         found = named_for(model, state_dict, source)
         needed = wanted(model, found)
         fitting = {

@@ -18,7 +18,14 @@ from ..config_files import refuse_objects
 from ..errors import UserError, explained_building, first_line
 from ..writing import alone_in, naming_a_full_disk
 from . import cpu_amp, cpu_processes, sharding
-from .config_checks import check_fields, check_launcher, check_training, check_work_dir, is_count
+from .config_checks import (
+    check_fields,
+    check_launcher,
+    check_start,
+    check_training,
+    check_work_dir,
+    is_count,
+)
 from .custom_hooks import add_hooks
 from .data import naming_broken_images
 from .init_hook import InitHook
@@ -142,6 +149,9 @@ def train(
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if not resume and cfg.get('resume'):
         resume = cfg.get('load_from') or True
+    if not resume:
+        check_start(cfg, cfg.get('load_from'))
+    check_start(cfg, init)
     notes = prepare_resume(cfg, resume) if resume else []
     seed_samples(cfg)
     add_hooks(

@@ -182,8 +182,9 @@ class TestWhatIsRefused:
         assert not list(tmp_path.glob('.model*'))
 
     def test_name_of_a_config(self, narrow_config, training_checkpoint, tmp_path):
-        out = tmp_path / 'model.py'
-        self.refused('is no name for a checkpoint', narrow_config(), training_checkpoint, out)
+        for name in ('model.py', 'model.safetensors'):
+            out = tmp_path / name
+            self.refused('is no name for a checkpoint', narrow_config(), training_checkpoint, out)
 
     @pytest.mark.parametrize('name', ['epoch_3.pth', 'train.pth'])
     def test_its_own_inputs(self, name, narrow_config, training_checkpoint, tmp_path):

@@ -115,6 +115,25 @@ def test_a_config_is_not_replaced(use, training_checkpoint, tmp_path):
     assert (tmp_path / 'mine.py').read_text() == WRITTEN
 
 
+def test_a_base_is_not_replaced(tmp_path):
+    (tmp_path / 'bases').mkdir()
+    load_config(CONFIG).dump(tmp_path / 'bases' / 'mine.py')
+    (tmp_path / 'mine.py').write_text("_base_ = 'bases/mine.py'")
+    with pytest.raises(UserError, match='bases/mine.py is a base of .*mine.py, and MMEngine'):
+        run.train(load_config(tmp_path / 'mine.py', tmp_path / 'bases'))
+
+
+@pytest.mark.parametrize('way', ['init', 'load_from'])
+def test_the_start_is_not_replaced(way, training_checkpoint, tmp_path):
+    """``epoch_3.pth`` in the work dir is what this training writes in its third epoch."""
+    cfg = load_config(CONFIG, tmp_path, NARROW)
+    options = dict(init=training_checkpoint)
+    if way == 'load_from':
+        cfg.load_from, options = str(training_checkpoint), {}
+    with pytest.raises(UserError, match='epoch_3.pth is in the work dir, where this training'):
+        run.train(cfg, **options)
+
+
 def test_a_config_that_mmengine_wrote_may_be_replaced(tmp_path):
     from mmorepa.engine.config_checks import check_work_dir
 

@@ -33,6 +33,17 @@ def test_checkpoints_of_other_forms_are_refused(form, load, narrow_config):
                     load(taker, state_dict)
 
 
+def test_a_plain_network_with_biases_is_none_of_a_deploy_form(narrow_config):
+    """Caffe's networks have both biases and BatchNorms."""
+    cfg = narrow_config()
+    state_dict = make_trained_like(build_model(deployed_config(cfg, keep_bn=True))).state_dict()
+    for name, weight in list(state_dict.items()):
+        if weight.dim() == 4:
+            state_dict[name.replace('weight', 'bias')] = weight.new_ones(len(weight))
+    with pytest.raises(UserError, match='has backbone.bn1.running_mean, so that it is in another'):
+        torchs(build_model(deployed_config(cfg, keep_bn=False)), state_dict)
+
+
 def test_parts_are_taken(narrow_config):
     """As a backbone for a detector, or a classifier for other classes."""
     model = build_model(deployed_config(narrow_config(), keep_bn=True))

@@ -118,3 +118,13 @@ def test_resuming_is_left_alone(tmp_path):
     with mmengine_loads_weights_only():
         runner.load_or_resume()
     assert runner.epoch == 2
+
+
+def test_resuming_another_model_is_an_error(tmp_path):
+    """MMEngine would leave out what does not fit, and train the rest from random values."""
+    hooks = [dict(type='LoadFromHook')]
+    make_runner(tmp_path, hooks=hooks).train()
+    wider = dict(base_channels=8)
+    runner = make_runner(tmp_path, hooks=hooks, resume=True, backbone=wider)
+    with mmengine_loads_weights_only(), pytest.raises(UserError, match='is of another model: '):
+        runner.load_or_resume()

@@ -107,7 +107,7 @@ def held_outside(model: nn.Module) -> set[int]:
 
 def has_own_forward(module: nn.Module) -> bool:
     """Whether the object has a ``forward`` that is not that of its class."""
-    return 'forward' in vars(module)
+    return not vars(module).keys().isdisjoint(('forward', '_conv_forward'))
 
 
 class _Children(fx.Tracer):
@@ -218,5 +218,5 @@ def _reads(node: fx.Node, pair: Pair) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether ``module`` is an exact ``nn.Conv2d`` without weight norm or spectral norm."""
-    return type(module) is nn.Conv2d and 'weight' in module._parameters
+    """Whether ``module`` is an exact ``nn.Conv2d`` without weight norm, pruning or the like."""
+    return type(module) is nn.Conv2d and {'weight', 'bias'} <= module._parameters.keys()

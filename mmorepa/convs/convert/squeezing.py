@@ -293,7 +293,7 @@ def foldable_norms(model: nn.Module) -> Iterator[Pair]:
     for pair in conv_norm_pairs(model):
         conv, norm = pair.conv, pair.norm
         if isinstance(norm, AbsorbedNorm) or (
-            norm.track_running_stats and not has_hook_between(conv, norm)
+            norm.running_mean is not None and not has_hook_between(conv, norm)
         ):
             yield pair
 

@@ -60,9 +60,10 @@ class SqueezedTraining:
 
     Before :meth:`pull_back` the gradients are those of the plain network. What is done to them
     there, is done to the kernels: ``scaler.unscale_(optimizer)`` does not reach them, and
-    ``torch.nn.utils.clip_grad_norm_`` clips by the norm over kernels. A term of the loss that reads
-    the parameters of ``kernel`` has no gradient, because they do not require grad; use mode
-    ``'online'`` for such a loss, or ``kernel_decay``.
+    ``torch.nn.utils.clip_grad_norm_`` clips by the norm over kernels. To leave a batch out, call
+    :meth:`zero_grad`; ``optimizer.zero_grad()`` does not reach the kernels either. A term of the
+    loss that reads the parameters of ``kernel`` has no gradient, because they do not require grad;
+    use mode ``'online'`` for such a loss, or ``kernel_decay``.
 
     The parameters that the optimizer holds are trained. Build it over ``model.parameters()``; the
     leaves of the kernels are removed from its groups here. A block is frozen if its ``weight`` does

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from mmorepa import reparameterize, squeeze, switch_to_deploy
 from mmorepa.convs.convert.pairs import conv_norm_pairs
@@ -219,4 +220,35 @@ def test_what_is_no_pair_is_not_folded(kind, block):
     expected = model(x)
     changed = reparameterize(copy.deepcopy(model), block, keep_function=True)
     for form in (changed, switch_to_deploy(copy.deepcopy(changed))):
+        assert (form(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def prune_bias(model):
+    prune.l1_unstructured(model[0], 'bias', 0.5)
+
+
+def parametrize_norm(model):
+    parametrize.register_parametrization(model[1], 'weight', nn.Identity())
+
+
+def forget_statistics(model):
+    model[1].running_mean = model[1].running_var = None
+
+
+def patch_convolution(model):
+    usual = model[0]._conv_forward
+    model[0]._conv_forward = lambda *args: 2 * usual(*args)
+
+
+@pytest.mark.parametrize(
+    'change', [prune_bias, parametrize_norm, forget_statistics, patch_convolution]
+)
+def test_what_is_changed_is_left_alone(change):
+    model = make_trained_like(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))).eval()
+    change(model)
+    x = torch.randn(2, 4, 8, 8)
+    expected = model(x)
+    with contextlib.suppress(UserError):  # no block takes the convolution's place
+        reparameterize(model, keep_function=True)
+    for form in (model, switch_to_deploy(model)):
         assert (form(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()
