@@ -5,7 +5,6 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..backbones.key_names import named_for
