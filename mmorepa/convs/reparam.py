@@ -317,7 +317,7 @@ class ReparamConv2d(nn.Conv2d):
 
         The arguments are those of :meth:`from_conv`.
         """
-        if not vars(conv).keys().isdisjoint(('forward', '_conv_forward')):
+        if has_own_forward(conv):
             return 'a forward of its own'
         if conv.weight.is_complex():
             return 'complex weights'
@@ -437,6 +437,11 @@ class ReparamConv2d(nn.Conv2d):
 def after_loading(block: ReparamConv2d, _) -> None:
     """A hook that calls :meth:`ReparamConv2d.refresh`; :meth:`become_conv` removes it."""
     block.refresh()
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether an object has a ``forward`` that is not that of its class."""
+    return not vars(module).keys().isdisjoint(('forward', '_conv_forward'))
 
 
 def geometry(conv: nn.Conv2d) -> dict:

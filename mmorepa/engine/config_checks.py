@@ -93,7 +93,7 @@ def check_work_dir(cfg: Config) -> None:
     if dump != os.path.realpath(config):
         return
     text = config.read_text(encoding='utf-8')
-    if re.search(r'^\s*#|^(_base_|from|import|with) ', text, re.MULTILINE):
+    if re.search(r'^\s*#|^(_base_\b|from |import |with )', text, re.MULTILINE):
         raise UserError(
             f'{folder} is where {config.name} is, which MMEngine would replace by the config with '
             'all its bases: choose another --work-dir'

@@ -52,8 +52,8 @@ class LoadFromHook(Hook):
         if runner._resume:
             # The state dict of a sharded model is another one.
             parts = runner.model.modules()
-            own = model.state_dict()
             if not any(isinstance(part, FullyShardedDataParallel) for part in parts):
+                own = model.state_dict()
                 if difference := misfit(own, with_counters(own, state_dict)):
                     raise UserError(
                         f'{source} is of another model: {difference}; resume with the config that '

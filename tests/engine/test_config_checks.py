@@ -102,7 +102,7 @@ def test_a_launcher_that_did_not_start_the_process(launcher, variable, start, mo
     assert load_config(CONFIG, launcher=launcher).launcher == launcher
 
 
-WRITTEN = f"_base_ = '{CONFIG}'\n"
+WRITTEN = f"_base_='{CONFIG}'\n"
 
 
 @pytest.mark.parametrize('use', [run.train, run.test])

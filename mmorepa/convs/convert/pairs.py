@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..batch_norm import is_batch_norm
 from ..blocks.normed import AbsorbedNorm
-from ..reparam import ReparamConv2d
+from ..reparam import ReparamConv2d, has_own_forward
 
 #: How deep lists are searched for modules.
 DEPTH = 3
@@ -27,11 +27,14 @@ class Pair(NamedTuple):
         parent (nn.Module): The module that holds both.
         conv_name (str): The convolution's name in ``parent``.
         norm_name (str): The norm's name in ``parent``.
+        is_seen (bool): Whether torch.fx could see what ``parent`` does with them, or it is a
+            sequence. Otherwise the order of its children alone tells. Defaults to True.
     """
 
     parent: nn.Module
     conv_name: str
     norm_name: str
+    is_seen: bool = True
 
     @property
     def conv(self) -> nn.Conv2d | ReparamConv2d:
@@ -77,7 +80,11 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
         ]
         if pairs and type(parent) is not nn.Sequential:
             calls = _calls_of(parent)
-            pairs = [pair for pair in pairs if all(_is_direct(pair, *call) for call in calls)]
+            pairs = [
+                pair._replace(is_seen=bool(calls))
+                for pair in pairs
+                if all(_is_direct(pair, *call) for call in calls)
+            ]
         yield from pairs
 
 
@@ -103,11 +110,6 @@ def held_outside(model: nn.Module) -> set[int]:
             if name != '_modules':
                 look(value)
     return found
-
-
-def has_own_forward(module: nn.Module) -> bool:
-    """Whether the object has a ``forward`` that is not that of its class."""
-    return not vars(module).keys().isdisjoint(('forward', '_conv_forward'))
 
 
 class _Children(fx.Tracer):

@@ -51,7 +51,9 @@ def reparameterize(
             to all.
         keep_function (bool): Keep the model's weights, so that the changed model computes what it
             computed before. A convolution whose function its block cannot have stays plain, and a
-            warning names it. Defaults to False, which gives the blocks fresh initial values.
+            warning names it. Another warning names modules that cannot be traced, for blocks that
+            take in the BatchNorm behind the convolution. Defaults to False, which gives the blocks
+            fresh initial values.
 
     Returns:
         nn.Module: The model, or a block if ``model`` is itself a convolution.
@@ -175,6 +177,13 @@ def substitute(
         warnings.warn(
             f'these stay plain, because blocks cannot keep their function: {", ".join(unkept)}; '
             f'{name}: {reason}',
+            stacklevel=3,
+        )
+    unseen = dict.fromkeys(type(pair.parent).__name__ for pair in absorbed if not pair.is_seen)
+    if keep_function and unseen:
+        warnings.warn(
+            f'torch.fx cannot trace {", ".join(unseen)}, whose BatchNorms were found by the order '
+            'of the children: compare the models with mmorepa.verify',
             stacklevel=3,
         )
     for parent in list(model.modules()):

@@ -181,6 +181,15 @@ def test_the_module_is_left_as_it_was(kind):
     assert vars(model) == before
 
 
+@pytest.mark.parametrize('kind, is_seen', [(Usual, True), (DependsOnInput, False), (Holder, False)])
+def test_what_the_order_alone_tells_is_said(kind, is_seen):
+    expected = (
+        contextlib.nullcontext() if is_seen else pytest.warns(match=f'cannot trace {kind.__name__}')
+    )
+    with expected:
+        reparameterize(nn.Sequential(kind()), 'DBB', keep_function=True)
+
+
 @pytest.mark.parametrize('part', ['conv', 'bn'])
 def test_a_forward_of_its_own_is_kept(part):
     """As activation checkpointing and patches set it."""
