@@ -198,7 +198,7 @@ class TestGrowth:
         assert batch.startswith(
             'resnet18, batch from 8 to 32, 4 times: a step takes 4 (none), 1.75 '
         )
-        assert 'OREPA over plain goes from 4.00 to 1.75' in batch
+        assert 'OREPA over none goes from 4.00 to 1.75' in batch
         assert 'generating the kernels of OREPA takes 3000 and 3000 ms' in batch
         assert '4 times the pixels: a step takes 4 (none)' in size
 
