@@ -112,9 +112,11 @@ def refuse_other_forms(
             if name.rpartition('.')[0] in modules:  # where the BatchNorm was
                 raise UserError(f'the checkpoint has {key}, {ANOTHER}')
     for name, module in modules.items():
+        if type(module) is not nn.Conv2d:
+            continue
         conv = f'{prefix}{name}.'
         found = {key for key in state_dict if key.startswith(conv)}
-        if type(module) is not nn.Conv2d or not found:
+        if not found:
             continue
         expected = {f'{conv}{key}' for key in module.state_dict()}
         more = [key for key in found - expected if state_dict[key].any()]

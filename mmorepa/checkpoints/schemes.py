@@ -27,6 +27,7 @@ SCHEMES: dict[str, Callable[[], Mapping[str, str]]] = {
     'openmmlab': mmengine_checkpoint.get_external_models,
     'mmcls': mmengine_checkpoint.get_mmcls_models,
 }
+#: What is said of a page in the place of a checkpoint, by its URL.
 DEAD = '{} is a web page, no checkpoint: the link is dead, take another'
 #: The first digits of a file's SHA-256, which names of published files end with.
 DIGEST = re.compile(r'[-_]([a-f0-9]{8,})\.\w+$')

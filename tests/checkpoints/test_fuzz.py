@@ -323,15 +323,18 @@ def readers():
         # MMEngine goes on with the state dict, of which it says what is wrong itself.
         load_any_form(nn.Identity(), checkpoint.get('state_dict', checkpoint), str(path))
 
+    def out(path):
+        return next(folder for folder in path.parents if folder.is_dir()) / 'out.pth'
+
     return dict(
         load_checkpoint=load_checkpoint,
         read_official=read_official,
         init_cfg=init_cfg,
         mmengine=in_mmengine,
         test=lambda path: run_test(ConfigLike(), path),
-        convert=lambda path: convert(ConfigLike(), path, path.parent / 'out.pth'),
-        import_official=lambda path: import_official(path, path.parent / 'out.pth', CONFIGS),
-        export_official=lambda path: export_official(path, path.parent / 'out.pth'),
+        convert=lambda path: convert(ConfigLike(), path, out(path)),
+        import_official=lambda path: import_official(path, out(path), CONFIGS),
+        export_official=lambda path: export_official(path, out(path)),
     )
 
 
@@ -381,7 +384,7 @@ def test_checkpoints_of_something_else(kind, tmp_path):
     'make, message',
     [
         (lambda folder: folder / 'missing.pth', 'no (pretraining )?checkpoint at'),
-        (lambda folder: folder / 'text' / 'a.pth', 'no (pretraining )?checkpoint at|is a file: w'),
+        (lambda folder: folder / 'text' / 'a.pth', 'no (pretraining )?checkpoint at'),
         (lambda folder: folder, 'is a folder'),
         (lambda folder: Path('/dev/zero'), 'no regular file'),
         (lambda folder: folder / 'pipe', 'no regular file'),

@@ -154,9 +154,7 @@ def test_one_line_is_enough(stock, tmp_path):
     state_dict = plain.state_dict()
     if 'caffe' in stock.config:  # the real file has a bias in front of each BatchNorm
         convs = [k for k, v in state_dict.items() if k.startswith('backbone.') and v.dim() == 4]
-        state_dict |= {
-            k.replace('weight', 'bias'): torch.zeros(len(plain.state_dict()[k])) for k in convs
-        }
+        state_dict |= {k.replace('weight', 'bias'): torch.zeros(len(state_dict[k])) for k in convs}
     torch.save(dict(state_dict=state_dict), weights)
     cfg.model.backbone.init_cfg = dict(
         type='Pretrained', checkpoint=str(weights), prefix='backbone.'

@@ -1,10 +1,14 @@
 """What is wrong with a config, a launcher or a work dir is one line before anything runs."""
 
 import pytest
+import torch
 from mmengine.evaluator import Evaluator
 from mmpretrain.evaluation import Accuracy
 
+from mmorepa.checkpoints import build_model
 from mmorepa.engine import run
+from mmorepa.engine.config_checks import check_work_dir
+from mmorepa.engine.optim_wrapper_constructor import OREPAOptimWrapperConstructor
 from mmorepa.engine.run import load_config
 from mmorepa.errors import UserError, explained_building
 from support import CONFIG
@@ -55,17 +59,12 @@ def test_testing(key, value, message, narrow_config, training_checkpoint, tmp_pa
 
 
 def test_an_optimizer_that_does_not_exist(tmp_path):
-    from mmorepa.checkpoints import build_model
-    from mmorepa.engine.optim_wrapper_constructor import OREPAOptimWrapperConstructor
-
     model = build_model(load_config(CONFIG, tmp_path, NARROW))
     with pytest.raises(UserError, match="there is no optimizer of type 'Foo'"):
         OREPAOptimWrapperConstructor(dict(optimizer=dict(type='Foo', lr=0.1)))(model)
 
 
 def test_an_evaluator_that_fails():
-    import torch
-
     evaluator = Evaluator(Accuracy(topk=(50,)))
     with pytest.raises(UserError, match='c.py has an evaluator that fails: ValueError: Top-50'):
         with explained_building('c.py'):
@@ -135,8 +134,6 @@ def test_the_start_is_not_replaced(way, training_checkpoint, tmp_path):
 
 
 def test_a_config_that_mmengine_wrote_may_be_replaced(tmp_path):
-    from mmorepa.engine.config_checks import check_work_dir
-
     cfg = load_config(CONFIG, tmp_path, {'model.octave_base_scale': 4})
     cfg.dump(tmp_path / 'mine.py')
     check_work_dir(load_config(tmp_path / 'mine.py'))

@@ -190,6 +190,16 @@ def test_what_the_order_alone_tells_is_said(kind, is_seen):
         reparameterize(nn.Sequential(kind()), 'DBB', keep_function=True)
 
 
+def assert_left_alone(model):
+    """A model in eval mode computes the same with blocks and in deploy form."""
+    x = torch.randn(2, 4, 8, 8)
+    expected = model(x)
+    with contextlib.suppress(UserError):  # no block takes the convolution's place
+        reparameterize(model, keep_function=True)
+    for form in (model, switch_to_deploy(model)):
+        assert (form(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
 @pytest.mark.parametrize('part', ['conv', 'bn'])
 def test_a_forward_of_its_own_is_kept(part):
     """As activation checkpointing and patches set it."""
@@ -197,12 +207,7 @@ def test_a_forward_of_its_own_is_kept(part):
     layer = getattr(model, part)
     usual = layer.forward
     layer.forward = lambda x: 2 * usual(x)
-    x = torch.randn(2, 4, 8, 8)
-    expected = model(x)
-    with contextlib.suppress(UserError):  # no block takes the convolution's place
-        reparameterize(model, keep_function=True)
-    for form in (model, switch_to_deploy(model)):
-        assert (form(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    assert_left_alone(model)
 
 
 @pytest.mark.parametrize('block', [None, 'OREPA', 'DBB'])
@@ -255,9 +260,4 @@ def patch_convolution(model):
 def test_what_is_changed_is_left_alone(change):
     model = make_trained_like(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))).eval()
     change(model)
-    x = torch.randn(2, 4, 8, 8)
-    expected = model(x)
-    with contextlib.suppress(UserError):  # no block takes the convolution's place
-        reparameterize(model, keep_function=True)
-    for form in (model, switch_to_deploy(model)):
-        assert (form(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    assert_left_alone(model)
