@@ -54,6 +54,7 @@ def extras():
     parts['tests'] = [
         'hypothesis>=6.100',
         'pytest>=8.0',
+        'pytest-timeout>=2.3',
         'pytest-xdist>=3.5',
         'ruff>=0.9',
         'scikit-learn>=1.3',

@@ -25,6 +25,7 @@ LIBRARIES = (
     'mmpretrain.apis',
     'mmpretrain.datasets',
     'mmpretrain.models',
+    'mmseg.models',
     'rich.table',
     'sklearn.datasets',
 )

@@ -60,6 +60,7 @@ def in_fork(action: Callable[[], object]) -> object:
     except EOFError:
         return None
     finally:
+        process.kill()  # it has nothing more to do, or never will
         process.join()
 
 

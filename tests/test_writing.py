@@ -137,7 +137,7 @@ def test_one_process_alone_in_a_folder(tmp_path):
     context = multiprocessing.get_context('fork')
     holds, ends = context.Event(), context.Event()
     folder = tmp_path / 'work'
-    other = context.Process(target=hold, args=(folder, holds, ends))
+    other = context.Process(target=hold, args=(folder, holds, ends), daemon=True)
     other.start()
     assert holds.wait(60)
     with pytest.raises(UserError, match='work is where another training writes to: wait'):

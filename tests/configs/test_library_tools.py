@@ -2,17 +2,11 @@
 
 import importlib.util
 import json
-import multiprocessing
-import os
-import runpy
-import sys
 from pathlib import Path
 
-import mmdet.models  # noqa: F401  so that it is imported once, not in every child
-import mmpretrain.models  # noqa: F401
-import mmseg.models  # noqa: F401
 import pytest
 
+from command_server import Server
 from mmorepa.datasets.digits import write_digits
 from support import ROOT
 
@@ -52,36 +46,21 @@ def folder(tmp_path_factory):
     return folder
 
 
-def call(folder, path, arguments):
-    """Run a script as ``mim run`` does, in a child that has the libraries already."""
-    os.chdir(folder)
-    os.environ['MPLBACKEND'] = 'Agg'
-    output = os.open('output.txt', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.stdout, sys.stderr = open(1, 'w', closefd=False), open(2, 'w', closefd=False)
-    sys.argv = [path, *map(str, arguments)]
-    # In place of the test's own folders, as for any script.
-    sys.path[0] = str(Path(path).parent)
-    try:
-        runpy.run_path(path, run_name='__main__')
-    finally:
-        sys.stdout.flush()
+@pytest.fixture(scope='module')
+def server(folder):
+    server = Server(folder, {'MPLBACKEND': 'Agg'})
+    yield server
+    server.close()
 
 
 @pytest.mark.parametrize(
     'library, tool, arguments, expected', TOOLS, ids=lambda own: own if isinstance(own, str) else ''
 )
-def test_tool(library, tool, arguments, expected, folder):
+def test_tool(library, tool, arguments, expected, folder, server):
     root = Path(importlib.util.find_spec(library).origin).parent
     path = next((root / '.mim/tools').rglob(f'{tool}.py'))
-    child = multiprocessing.get_context('fork').Process(
-        target=call, args=(folder, str(path), arguments)
-    )
-    child.start()
-    child.join()
-    said = (folder / 'output.txt').read_text()
-    assert child.exitcode == 0, said
+    code, said = server.run([str(path), *map(str, arguments)], {})
+    assert code == 0, said
     if isinstance(expected, str):
         assert expected in said
     else:

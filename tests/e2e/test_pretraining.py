@@ -130,6 +130,8 @@ def test_demo_of_finetuning(workplace, trained, command, experiment, options, mo
     narrow = ['model.backbone.base_channels=8', 'model.backbone.stem_channels=8']
     narrow += ['train_dataloader.dataset.indices=80']
     narrow += [f'{loader}_dataloader.dataset.indices=50' for loader in ('val', 'test')]
+    # This process, which has threads, reads the images of the comparison itself: no fork of it.
+    narrow += ['val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False']
     demo.demonstrate(experiment, [*narrow, *options])
     text = Path(f'work_dirs/demo/{experiment}.log').read_text()
     assert re.search(r'loaded all \d+ tensors of work_dirs/demo/pretrain/epoch_2.pth', text)
