@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,10 +57,16 @@ def refuse_objects(cfg: Config) -> None:
         UserError: If a value has no text that is Python code: a class, a function, most objects.
     """
     for key, value in _values(cfg.to_dict()):
-        try:
-            type(value) in PLAIN or ast.parse(repr(value), mode='eval')
-        except SyntaxError:
-            raise _misfit(cfg, key, value) from None
+        if not _has_text(value):
+            raise _misfit(cfg, key, value)
+
+
+def _has_text(value: object) -> bool:
+    """Whether Python writes a value as code. Thousands of digits it does not write at all."""
+    try:
+        return isinstance(value, str) or bool(ast.parse(repr(value), mode='eval'))
+    except (SyntaxError, ValueError):
+        return False
 
 
 def text_of(cfg: Config) -> str:
@@ -77,10 +84,10 @@ def text_of(cfg: Config) -> str:
             return type(value)(plain(item, f'{key}.{i}') for i, item in enumerate(value))
         value = value.item() if isinstance(value, np.generic) else value
         if isinstance(value, float) and not math.isfinite(value):
-            mark = f'<number {value}>'
+            mark = f'<number {value} {secrets.token_hex()}>'  # a text that nothing else is
             numbers[mark] = f"float('{value}')"
             return mark
-        if type(value) not in PLAIN:
+        if type(value) not in PLAIN or not _has_text(value):
             raise _misfit(cfg, key.lstrip('.'), value)
         return value
 

@@ -15,6 +15,8 @@ CULPRITS = {
 }
 #: The file of MMEngine in which a training or a test is prepared, and the one in which it runs.
 RUNNER, LOOPS = 'mmengine/runner/runner.py', 'mmengine/runner/loops.py'
+#: The file of torch in which an optimizer takes up its state.
+OPTIMIZER = 'torch/optim/optimizer.py'
 #: The errors of values that are not what a program expects.
 WRONG_VALUES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -62,6 +64,10 @@ def _blame(error: Exception, frames: traceback.StackSummary) -> str | None:
         return 'does not build'
     if not isinstance(error, WRONG_VALUES):
         return None
+    if any(
+        file.endswith(OPTIMIZER) and f.name == 'load_state_dict' for file, f in zip(files, frames)
+    ):
+        return 'has another optimizer than the checkpoint to resume from'
     for culprit, blame in CULPRITS.items():
         if any(file.endswith(culprit) for file in files):
             return blame
@@ -69,6 +75,8 @@ def _blame(error: Exception, frames: traceback.StackSummary) -> str | None:
         file.endswith(LOOPS) and frame.name != '__init__' for file, frame in zip(files, frames)
     )
     is_own = Path(__file__).parent in Path(files[-1]).parents
+    if '/mmengine/hooks/' in files[-1]:
+        return 'has a hook that fails'
     is_prepared = any(file.endswith(RUNNER) for file in files)
     return 'does not build' if is_prepared and not is_running and not is_own else None
 

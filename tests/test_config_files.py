@@ -30,18 +30,27 @@ def test_bases_in_both_styles(tmp_path):
 
 def test_every_number_is_read_again(tmp_path):
     fields = dict(a=math.inf, b=[-math.inf, (1.5, math.nan)], c=np.float64(0.5), d=np.int64(3))
+    fields['words'] = '<number inf>'
     path = tmp_path / 'config.py'
     path.write_text(text_of(Config(fields)))
     read = Config.fromfile(path)
     assert (read.a, read.b[0], read.c, read.d) == (math.inf, -math.inf, 0.5, 3)
+    assert read.words == fields['words']
     assert type(read.b[1]) is tuple and math.isnan(read.b[1][1])
     assert type(read.c) is float and type(read.d) is int
 
 
 @pytest.mark.parametrize(
     'value, is_laid_out',
-    [(Config, False), (len, False), (object(), False), (np.zeros(2), True), (range(2), True)],
-    ids=['class', 'function', 'object', 'array', 'range'],
+    [
+        (Config, False),
+        (len, False),
+        (object(), False),
+        (10**5000, False),
+        (np.zeros(2), True),
+        (range(2), True),
+    ],
+    ids=['class', 'function', 'object', 'digits', 'array', 'range'],
 )
 def test_what_no_file_can_hold(value, is_laid_out):
     """MMEngine's own training takes what has a text, readable or not."""

@@ -119,6 +119,8 @@ def main() -> int:
     from mmorepa.writing import check_folder
 
     check_folder(args.out)
+    if (args.out / 'table.md').exists() and not (args.out / 'table.json').exists():
+        raise UserError(f'{args.out}/table.md is not of a comparison: choose another --out')
     names = [study.named(config)[0] for config in args.configs]
     against = study.named(args.against)[0] if args.against else None
     if against not in (None, *names):

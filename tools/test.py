@@ -2,6 +2,8 @@
 """Evaluate a checkpoint of any form: python tools/test.py CONFIG CHECKPOINT."""
 
 import argparse
+import json
+from pathlib import Path
 
 import cli
 
@@ -18,16 +20,30 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def holds_metrics(path: Path) -> bool:
+    """Whether a file is what an earlier test has written."""
+    try:
+        metrics = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:
+        return False
+    return isinstance(metrics, dict) and all(
+        value is None or isinstance(value, float) for value in metrics.values()
+    )
+
+
 def main() -> None:
     args = parse_args()
     from mmorepa.config_files import bases_of
     from mmorepa.engine.run import load_config, test
+    from mmorepa.errors import UserError
     from mmorepa.writing import check_out, write_json
 
     cfg = load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
     if args.out is not None:
         inputs = [args.config, *bases_of(args.config), args.checkpoint]
-        check_out(args.out, inputs, force=True, done='tested')
+        out = check_out(args.out, inputs, force=True, done='tested')
+        if out.exists() and not holds_metrics(out):
+            raise UserError(f'{out} exists and holds no metrics: choose another name')
     metrics = test(cfg, args.checkpoint)
     if args.out is not None:
         write_json(metrics, args.out)

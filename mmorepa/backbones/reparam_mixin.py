@@ -85,7 +85,7 @@ class ReparamMixin:
         """
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
         pretrained = [cfg for cfg in configs if cfg and is_of_type(cfg, *PRETRAINED)]
-        if self.reparam is None or not pretrained:
+        if not pretrained:
             super().init_weights()
             return
         load_pretrained(self, pretrained[-1]['checkpoint'], pretrained[-1].get('prefix'))

@@ -15,6 +15,8 @@ def is_batch_norm(module: nn.Module) -> bool:
     """Whether ``module`` is a BatchNorm and nothing more, or one of :data:`WITH_ACTIVATION`."""
     if not isinstance(module, _BatchNorm) or not {'weight', 'bias'} <= module._parameters.keys():
         return False  # or it is parametrized
+    if type(module).__call__ is not nn.Module.__call__:
+        return False
     return (
         type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
         or type(module).__name__ in WITH_ACTIVATION

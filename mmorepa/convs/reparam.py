@@ -198,6 +198,7 @@ class ReparamConv2d(nn.Conv2d):
             self.refuse_folded_bias(state_dict, prefix)
         if self.is_plain_in(state_dict, prefix):
             self._take_plain(state_dict, prefix, errors)
+        self._refuse_another_block(state_dict, prefix)
         nn.Module._load_from_state_dict(
             self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
         )
@@ -290,6 +291,23 @@ class ReparamConv2d(nn.Conv2d):
     def __reduce_ex__(self, protocol):
         self.settle()
         return object.__reduce_ex__(self, protocol)
+
+    def _refuse_another_block(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+        """Refuse a state dict in which this block has other parameters, strict or not.
+
+        Branches that keep their initial values, or are left out, give another kernel.
+        """
+        own = {f'{prefix}{name}' for name in nn.Module.state_dict(self)}
+        found = {key for key in state_dict if key.startswith(prefix)}
+        more = found - own - {f'{prefix}bias'}  # zeros, or refused before
+        less = {key for key in own - found if not key.endswith('num_batches_tracked')}
+        if found and (more or less):
+            wrong = [f'has {min(more)}'] if more else []
+            wrong += [f'lacks {min(less)}'] if less else []
+            raise UserError(
+                f'{self}: the state dict {" and ".join(wrong)}, as of another block or of other '
+                'options: build the model as it was when the state dict was saved'
+            )
 
     def _padding(self, padding: int | tuple[int, int] | str) -> tuple[int, int]:
         name = type(self).__name__

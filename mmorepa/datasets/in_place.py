@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Mapping
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from ..errors import UserError
@@ -23,7 +24,7 @@ def write_sets(
 ) -> dict[str, bool]:
     """Write several sets; if one of them is refused, none is written.
 
-    A stamp in each, ``<kind>.json``, says what it was made with and how much is in it.
+    A stamp in each, ``<kind>.json``, says what it was made with, and has a checksum of each file.
 
     Args:
         out: Folder that gets one folder a set.
@@ -31,7 +32,7 @@ def write_sets(
         builders: For each set what fills a new folder: ``build(folder, **arguments)``.
         kind: What the sets are of, one word.
         version: Of the sets; one of another version is refused, or written again.
-        force: Write again what an earlier run made with other arguments.
+        force: Write again what an earlier run made with other arguments, or what is damaged.
 
     Returns:
         For each set, True if it was written and False if it was there already, made with the
@@ -39,7 +40,8 @@ def write_sets(
 
     Raises:
         UserError: Something else is in the place of a set (only what this function wrote is ever
-            replaced), or a folder cannot be written.
+            replaced), files were added to a set that is to be replaced, a set is damaged, or a
+            folder cannot be written.
     """
     # A linked set is looked at, and replaced, where it really is.
     targets = {name: Path(out, name).resolve() for name in plan}
@@ -56,15 +58,16 @@ def write_sets(
 
             def build(folder: Path, name=name, arguments=arguments) -> None:
                 builders[name](folder, **arguments)
-                stamp = {**stamps[name], **_amount(folder)}
+                stamp = {**stamps[name], 'files': _checksums(folder)}
                 (folder / stamp_name).write_text(json.dumps(stamp) + '\n', encoding='utf-8')
 
             try:
                 _build_and_move(targets[name], build)
             except OSError as error:
+                room = 'make room there, or ' if error.errno in (ENOSPC, EDQUOT) else ''
                 raise UserError(
                     f'cannot write {targets[name]} ({error.strerror or error}): '
-                    'make room there, or choose another folder'
+                    f'{room}choose another folder'
                 ) from error
     return missing
 
@@ -74,25 +77,30 @@ def _is_missing(target: Path, stamp_name: str, stamp: dict, kind: str, force: bo
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return True
     found = _read_stamp(target / stamp_name)
-    is_alike = all(found.get(key) == value for key, value in stamp.items())
-    amount = _amount(target, stamp_name)
-    # More is no damage: somebody may keep notes there.
-    if is_alike and all(found.get(key, math.inf) <= value for key, value in amount.items()):
-        return False
     # A real ImageNet or COCO may well be here, and force must not delete it.
     if any(found.get(key) != stamp[key] for key in ('made_by', 'format')):
         raise UserError(
             f'{target} is no {kind} set that mmorepa wrote: move it away, or choose another folder'
         )
+    written, there = found.get('files'), _checksums(target)
+    written = written if isinstance(written, dict) else {}
+    there.pop(stamp_name, None)
+    wrong = [name for name, checksum in written.items() if there.get(name) != checksum]
+    is_alike = all(found.get(key) == value for key, value in stamp.items())
+    if is_alike and not wrong:
+        return False
+    if added := there.keys() - written.keys():
+        raise UserError(
+            f'{target / min(added)} is not of the {kind} set, which is to be rewritten: move it '
+            'away, or choose another folder'
+        )
     if force:
         return True
     if is_alike:
-        raise UserError(
-            f'{target} is damaged, it has {_spell(amount)}, wanted {_spell(found, amount)}: '
-            'rewrite it with --force (force=True)'
-        )
+        what = 'is not what was written' if wrong[0] in there else 'is missing'
+        raise UserError(f'{target / wrong[0]} {what}: rewrite the set with --force (force=True)')
     raise UserError(
-        f'{target} was made with {_spell(found, stamp)}, wanted {_spell(stamp)}: '
+        f'{target} was made with {_spell(found, stamp)}, wanted {_spell(stamp, stamp)}: '
         'choose another folder, or rewrite it with --force (force=True)'
     )
 
@@ -105,20 +113,17 @@ def _read_stamp(path: Path) -> dict:
     return stamp if isinstance(stamp, dict) else {}
 
 
-def _amount(folder: Path, *without: str) -> dict:
-    """The number of files in a folder and below, and their size, except files of these names."""
-    sizes = [
-        os.path.getsize(os.path.join(parent, name))
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if name not in without
-    ]
-    return {'files': len(sizes), 'bytes': sum(sizes)}
+def _checksums(folder: Path) -> dict[str, int]:
+    """The CRC-32 of each file in a folder and below, by its path from there."""
+    return {
+        path.relative_to(folder).as_posix(): zlib.crc32(path.read_bytes())
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
-def _spell(stamp: dict, keys: Iterable[str] | None = None) -> str:
-    """What a stamp says, or what it says under some keys."""
-    keys = stamp if keys is None else keys
+def _spell(stamp: dict, keys: Iterable[str]) -> str:
+    """What a stamp says under some keys."""
     return ', '.join(f'{k} {stamp.get(k)}' for k in keys if k not in ('made_by', 'format'))
 
 

@@ -90,13 +90,13 @@ def check_work_dir(cfg: Config) -> None:
             f'{folder / config.name} is a base of {config}, and MMEngine would replace it: choose '
             'another --work-dir'
         )
-    if dump != os.path.realpath(config):
+    if not os.path.exists(dump):
         return
-    text = config.read_text(encoding='utf-8')
+    text = Path(dump).read_text(encoding='utf-8', errors='replace')
     if re.search(r'^\s*#|^(_base_\b|from |import |with )', text, re.MULTILINE):
         raise UserError(
-            f'{folder} is where {config.name} is, which MMEngine would replace by the config with '
-            'all its bases: choose another --work-dir'
+            f'{folder / config.name} is a config that somebody wrote, and MMEngine would replace '
+            'it by the config with all its bases: choose another --work-dir'
         )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import traceback
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from ..checkpoints import load_any_form, load_checkpoint
@@ -75,7 +77,7 @@ def load_config(
     except SystemExit:
         raise UserError(f'{path} ends the process while it is read: take exit() out') from None
     except Exception as error:
-        raise UserError(f'{path} is no config that can be read: {first_line(error)}') from None
+        raise UserError(f'{path} is no config that can be read: {_why(error)}') from None
     # With names in place of classes, as a new-style config is dumped.
     cfg = Config(cfg.to_dict(), filename=str(path))
     if cfg_options:
@@ -83,6 +85,8 @@ def load_config(
             cfg.merge_from_dict(cfg_options)
         except Exception as error:
             raise UserError(f'--cfg-options do not fit {path}: {first_line(error)}') from None
+        if any(key.split('.')[0] == 'custom_imports' for key in cfg_options):
+            _import_custom(cfg)
     if 'model' not in cfg:
         raise UserError(f'{path} has no model: wanted a config with a model')
     if not isinstance(cfg.model, dict) or 'type' not in cfg.model:
@@ -96,6 +100,31 @@ def load_config(
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', path.stem))
     return cfg
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a config file, and in which of its lines."""
+    said = first_line(error)
+    if mark := getattr(error, 'problem_mark', None):  # of YAML
+        return f'line {mark.line + 1}: {error.problem}'
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.name == '<module>':
+            return f'line {frame.lineno} of {frame.filename}: {type(error).__name__}: {said}'
+    if isinstance(error, (AttributeError, TypeError)):
+        return f'{said}: wanted fields with values, and names of files as _base_'
+    return said
+
+
+def _import_custom(cfg: Config) -> None:
+    """Import what ``--cfg-options`` add to ``custom_imports``, which MMEngine has read before."""
+    wanted = cfg.get('custom_imports')
+    try:
+        import_modules_from_strings(**wanted)
+    except Exception as error:
+        raise UserError(
+            f'custom_imports={wanted!r} cannot be imported: {first_line(error)}: wanted '
+            "dict(imports=['module'], allow_failed_imports=False)"
+        ) from None
 
 
 def train(

@@ -116,6 +116,38 @@ def test_the_squeezed_form_is_a_plain_network(block):
     assert relative(again(x), expected) < 10 * FLOAT32
 
 
+#: A block, and another whose parameters it has not: other ones, more, or fewer.
+OTHERS = [
+    ('OREPA', 'DBB', 'lacks 3.kernel'),
+    ('DBB', 'OREPA', 'has 3.kernel'),
+    ('DBB', 'RepVGG', 'lacks 3.average'),
+    ('RepVGG', 'DBB', 'has 3.average'),
+    ('ExpandNet', 'OREPA', '0.kernel'),
+]
+
+
+@pytest.mark.parametrize('load', [nn.Module.load_state_dict, load_state_dict])
+@pytest.mark.parametrize('block, other, key', OTHERS)
+def test_another_block_is_refused(block, other, key, load):
+    """What is not strict would leave branches out, or leave them at random."""
+    with pytest.raises(UserError, match=f'the state dict .*{key}.*as of another block'):
+        load(network(block), network(other).state_dict(), strict=False)
+
+
+@pytest.mark.parametrize('block', ['OREPA', 'DBB'])
+def test_parts_that_are_not_there_are_left_when_not_strict(block):
+    """Whole blocks may be missing, and counters, which torch did not always have."""
+    state = network(block).state_dict()
+    some = {
+        key: value
+        for key, value in state.items()
+        if key[0] != '3' and not key.endswith('num_batches_tracked')
+    }
+    model = network(block)
+    assert all(key[0] == '3' or 'num' in key for key in model.load_state_dict(some, False)[0])
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in some.items())
+
+
 @pytest.mark.parametrize('strict', [True, False], ids=['strict', 'loose'])
 @pytest.mark.parametrize('block', BLOCKS, ids=str)
 def test_a_deploy_form_is_refused(block, strict):
@@ -147,12 +179,13 @@ def test_a_block_waits_for_the_norm_that_it_takes_in():
         block(torch.randn(1, 8, 9, 9))
 
 
-def test_branches_that_are_missing_are_still_missed():
+@pytest.mark.parametrize('strict', [True, False], ids=['strict', 'loose'])
+def test_branches_that_are_missing_are_missed(strict):
     block = OREPAConv2d(8, 8, 3, bias=False)
     state = block.state_dict()
     del state['kernel.prior.weight']
-    with pytest.raises(RuntimeError, match='Missing key.*kernel.prior.weight'):
-        block.load_state_dict(state)
+    with pytest.raises(UserError, match='the state dict lacks kernel.prior.weight, as of another'):
+        block.load_state_dict(state, strict)
 
 
 def test_frozen_blocks_stay_frozen():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -511,15 +512,32 @@ def test_interrupted_leaves_nothing(tmp_path, monkeypatch, interrupt, name):
     assert not any(tmp_path.iterdir())
 
 
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    'damage, told', [(Path.unlink, 'is missing'), (zero, 'is not what was written')]
+)
 @pytest.mark.parametrize('pattern', ['annotations/instances_val2017.json', 'val2017/*'])
-def test_a_damaged_set_is_told(tmp_path, pattern):
+def test_a_damaged_set_is_told(tmp_path, pattern, damage, told):
     digits.write_coco(tmp_path, **SMALL)
     place = next((tmp_path / 'coco').glob(pattern))
-    place.unlink()
-    with pytest.raises(UserError, match=r'is damaged, it has files \d+, .*--force'):
+    whole = place.read_bytes()
+    damage(place)
+    with pytest.raises(UserError, match=f'^{place} {told}: rewrite the set with --force'):
         digits.write_coco(tmp_path, **SMALL)
     assert digits.write_coco(tmp_path, **SMALL, force=True) is True
-    assert place.exists()
+    assert place.read_bytes() == whole
+
+
+def test_what_was_added_to_a_set_is_never_replaced(small):
+    note = small / 'coco' / 'note.txt'
+    note.write_text('kept')
+    assert digits.write_coco(small, **SMALL) is False
+    with pytest.raises(UserError, match='note.txt is not of the digits set.*: move it away'):
+        digits.write_coco(small, **SMALL, seed=5, force=True)
+    assert note.read_text() == 'kept'
 
 
 @pytest.mark.parametrize('interrupt', INTERRUPTS)
@@ -543,7 +561,10 @@ def test_command_writes_says_refuses_and_forces(tool, tmp_path, capsys):
     assert read_json(tmp_path / 'coco' / STAMP) == {
         'made_by': 'mmorepa digits', 'version': 1, 'format': 'coco',
         'canvases': [2, 1], 'size': 64, 'seed': 0,
-        'files': len(written), 'bytes': sum(path.stat().st_size for path in written),
+        'files': {
+            str(path.relative_to(tmp_path / 'coco')): zlib.crc32(path.read_bytes())
+            for path in written
+        },
     }  # fmt: skip
 
     assert tool(*coco) == 0

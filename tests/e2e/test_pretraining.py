@@ -208,6 +208,7 @@ def test_training_goes_on_where_it_stopped(workplace, trained, command):
         (['test.py', 'data', 'missing.pth'], 'no config at data'),
         (['test.py', CONFIG, TRAINED, '--out', TRAINED], 'epoch_2.pth is what is to be tested'),
         (['test.py', OWN, TRAINED, '--out', OWN], 'is what is to be tested: choose another name'),
+        (['test.py', OWN, TRAINED, '--out', 'demo.log'], 'demo.log exists and holds no metrics'),
         (['convert.py', CONFIG, 'missing.pth', 'out.pth'], 'no checkpoint at missing.pth'),
         (['train.py', CONFIG, '--resume', 'missing.pth'], 'no checkpoint to resume from at'),
     ],

@@ -1,8 +1,11 @@
 """What is wrong with a config, a launcher or a work dir is one line before anything runs."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from mmengine.evaluator import Evaluator
+from mmengine.hooks import CheckpointHook
 from mmpretrain.evaluation import Accuracy
 
 from mmorepa.checkpoints import build_model
@@ -73,6 +76,24 @@ def test_an_evaluator_that_fails():
             evaluator.evaluate(1)
 
 
+@pytest.mark.parametrize('option', ['interval', 'max_keep_ckpts'])
+def test_a_hook_that_fails(option, tmp_path):
+    hook = CheckpointHook(**{'interval': 1, option: 'abc'}, out_dir=str(tmp_path))
+    runner = Mock(epoch=0, work_dir=str(tmp_path))
+    with pytest.raises(UserError, match='c.py has a hook that fails: TypeError: .*str'):
+        with explained_building('c.py'):
+            hook.before_train(runner)
+            hook.after_train_epoch(runner)
+
+
+def test_another_optimizer_than_that_of_the_checkpoint():
+    one, other = ([dict(params=[torch.zeros(1)]) for _ in range(n)] for n in (1, 2))
+    optimizer = torch.optim.SGD(one, lr=0.1)
+    with pytest.raises(UserError, match='c.py has another optimizer than the checkpoint to resume'):
+        with explained_building('c.py'):
+            optimizer.load_state_dict(torch.optim.SGD(other, lr=0.1).state_dict())
+
+
 def test_an_error_of_our_own_passes():
     with pytest.raises(TypeError), explained_building('c.py'):
         len(3)
@@ -104,14 +125,18 @@ def test_a_launcher_that_did_not_start_the_process(launcher, variable, start, mo
 WRITTEN = f"_base_='{CONFIG}'\n"
 
 
+@pytest.mark.parametrize('folder', ['', 'other'])
 @pytest.mark.parametrize('use', [run.train, run.test])
-def test_a_config_is_not_replaced(use, training_checkpoint, tmp_path):
+def test_a_config_is_not_replaced(use, folder, training_checkpoint, tmp_path):
     """MMEngine writes the whole config into the work dir, under the same name."""
-    (tmp_path / 'mine.py').write_text(WRITTEN)
-    cfg = load_config(tmp_path / 'mine.py', tmp_path)
-    with pytest.raises(UserError, match='is where mine.py is, which MMEngine would replace'):
+    work_dir = tmp_path / folder
+    for place in {tmp_path, work_dir}:
+        place.mkdir(exist_ok=True)
+        (place / 'mine.py').write_text(WRITTEN)
+    cfg = load_config(tmp_path / 'mine.py', work_dir)
+    with pytest.raises(UserError, match='mine.py is a config that somebody wrote, and MMEngine'):
         use(cfg, training_checkpoint)
-    assert (tmp_path / 'mine.py').read_text() == WRITTEN
+    assert (work_dir / 'mine.py').read_text() == WRITTEN
 
 
 def test_a_base_is_not_replaced(tmp_path):

@@ -1,5 +1,7 @@
 """Reading a config: what is wrong with it is said on one line."""
 
+import sys
+
 import pytest
 
 from mmorepa.checkpoints import build_model
@@ -14,6 +16,9 @@ from support import CONFIG
         ('raise SystemExit(0)', 'ends the process while it is read'),
         ('import sys; sys.exit()', 'ends the process while it is read'),
         ('model = (', 'is no config that can be read'),
+        ('a = 1\nb = {}["c"]', "can be read: line 2 of .*config.py: KeyError: 'c'"),
+        ('a = 1 / 0', 'can be read: line 1 of .*config.py: ZeroDivisionError: division'),
+        ('_base_ = 5', 'can be read: .*: wanted fields with values, and names of files as _base_'),
         ('a = 1', 'has no model'),
         ('model = 3', 'has model=3: wanted a dict with the type of a model'),
         ('model = None', 'has model=None: wanted a dict'),
@@ -40,6 +45,32 @@ def test_options_that_do_not_fit(options, message):
     with pytest.raises(UserError, match=message) as info:
         load_config(CONFIG, cfg_options=options)
     assert '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    'name, text, message',
+    [
+        ('a.json', '[1, 2]', 'can be read: .*: wanted fields with values'),
+        ('a.yaml', 'b: 1\nc: [1', 'can be read: line 3: did not find expected'),
+    ],
+)
+def test_what_is_no_config_of_another_kind(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message) as info:
+        load_config(tmp_path / name)
+    assert '\n' not in str(info.value)
+
+
+def test_custom_imports_among_the_options(tmp_path, monkeypatch):
+    """MMEngine imports what the file says, before there are options."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'imported_by_an_option.py').write_text('')
+    load_config(CONFIG, cfg_options={'custom_imports.imports': ['imported_by_an_option']})
+    assert sys.modules.pop('imported_by_an_option')
+    with pytest.raises(UserError, match=r"'nope'.* cannot be imported: .*wanted dict"):
+        load_config(CONFIG, cfg_options={'custom_imports.imports': ['nope']})
+    with pytest.raises(UserError, match='custom_imports=3 cannot be imported: .*wanted dict'):
+        load_config(CONFIG, cfg_options={'custom_imports': 3})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from ..reparam import ReparamConv2d, has_own_forward
 
 #: How deep lists are searched for modules.
 DEPTH = 3
+#: What holds modules for others, who may call these one by one.
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 #: The attributes of a weight that folding a norm into it leaves as they are.
 KIND = ('device', 'dtype', 'shape', 'ndim')
 
@@ -51,15 +54,22 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
     """Each convolution with a norm directly behind it.
 
     A norm counts as behind a convolution if it is the next child of the same module. OpenMMLab,
-    torchvision and timm hold their children in this order. Where torch.fx can trace the module, it
-    also has to pass the convolution's output to the norm and to nothing else, in train and eval
-    mode and with each flag of ``forward``: RepViT's BatchNorm, for one, follows a sum. Left out are
+    torchvision and timm hold their children in this order. Where torch.fx can trace the module, or
+    the one that runs its container, that also has to pass the convolution's output to the norm and
+    to nothing else, in train and eval mode and with each flag of ``forward``: RepViT's BatchNorm,
+    for one, follows a sum. Left out are
     modules with several names or with a ``forward`` of their own, those that a plain list or
     attribute holds too, and norms that do more than normalise, except timm's with an activation
     inside.
     """
     names = Counter(id(child) for module in model.modules() for child in module._modules.values())
     hidden = held_outside(model)
+    calls_of = functools.cache(_calls_of)
+    owners = {
+        id(child): (module, name)
+        for module in model.modules()
+        for name, child in module._modules.items()
+    }
     for parent in model.modules():
         if isinstance(parent, ReparamConv2d):
             continue
@@ -78,14 +88,32 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
                 for module in (conv, norm)
             )
         ]
-        if pairs and type(parent) is not nn.Sequential:
-            calls = _calls_of(parent)
+        if pairs:
+            runner, prefix = _runner(parent, owners)
+            calls = [] if type(runner) is nn.Sequential else calls_of(runner)
+            if prefix:
+                calls = [call for call in calls if _reaches_into(prefix, *call)]
+            is_seen = bool(calls) or type(parent) is nn.Sequential
             pairs = [
-                pair._replace(is_seen=bool(calls))
+                pair._replace(is_seen=is_seen)
                 for pair in pairs
-                if all(_is_direct(pair, *call) for call in calls)
+                if all(_is_direct(pair, prefix, *call) for call in calls)
             ]
         yield from pairs
+
+
+def _runner(module: nn.Module, owners: dict) -> tuple[nn.Module, str]:
+    """The module that may call the children of a container, and the prefix of their names there."""
+    prefix = ''
+    while type(module) in CONTAINERS and id(module) in owners:
+        module, name = owners[id(module)]
+        prefix = f'{name}.{prefix}'
+    return module, prefix
+
+
+def _reaches_into(prefix: str, graph: fx.Graph, usual: bool) -> bool:
+    """Whether something in a container is used by itself."""
+    return any(str(node.target).startswith(prefix) for node in graph.nodes)
 
 
 def held_outside(model: nn.Module) -> set[int]:
@@ -178,6 +206,9 @@ def _trace(module: nn.Module, values: dict, training: bool) -> fx.Graph | None:
         for node in graph.nodes:
             if node.op == 'get_attr' and node.target in vars(module):  # a tensor that was computed
                 node.meta['shape'] = vars(module)[node.target].shape
+        for value in vars(module).values():
+            if isinstance(value, fx.Proxy):  # for whoever reads the attribute
+                value.node.meta['is_kept'] = True
         return graph
     except Exception:  # of the module's own code, which was not written for this
         return None
@@ -188,13 +219,15 @@ def _trace(module: nn.Module, values: dict, training: bool) -> fx.Graph | None:
             delattr(module, name)
 
 
-def _is_direct(pair: Pair, graph: fx.Graph, usual: bool) -> bool:
+def _is_direct(pair: Pair, prefix: str, graph: fx.Graph, usual: bool) -> bool:
     """Whether the norm gets the convolution's output, and nothing else gets it."""
     convs, norms = (
         {node for node in graph.nodes if node.op == 'call_module' and node.target == name}
-        for name in (pair.conv_name, pair.norm_name)
+        for name in (f'{prefix}{pair.conv_name}', f'{prefix}{pair.norm_name}')
     )
-    if any(_reads(node, pair) for node in graph.nodes):
+    if any(_reads(node, pair, prefix) for node in graph.nodes):
+        return False
+    if any(conv.meta.get('is_kept') for conv in convs):
         return False
     # A module that calls neither by itself leaves that to others, who know the order only. A flag
     # may leave one of them out, as that of mmcv's ConvModule does.
@@ -205,13 +238,13 @@ def _is_direct(pair: Pair, graph: fx.Graph, usual: bool) -> bool:
     )
 
 
-def _reads(node: fx.Node, pair: Pair) -> bool:
+def _reads(node: fx.Node, pair: Pair, prefix: str) -> bool:
     """Whether a node reads weights that folding changes, and not only of which kind they are."""
     if node.op != 'get_attr':
         return False
     conv = pair.conv
     kernel = conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
-    is_read = node.target.startswith((f'{pair.conv_name}.', f'{pair.norm_name}.'))
+    is_read = node.target.startswith((f'{prefix}{pair.conv_name}.', f'{prefix}{pair.norm_name}.'))
     # A block's weight is computed, and torch.fx records the tensor without its name.
     return (is_read or node.meta.get('shape') == kernel) and not all(
         user.op == 'call_function' and user.target is getattr and user.args[1] in KIND

@@ -66,8 +66,8 @@ class SqueezedTraining:
     use mode ``'online'`` for such a loss, or ``kernel_decay``.
 
     The parameters that the optimizer holds are trained. Build it over ``model.parameters()``; the
-    leaves of the kernels are removed from its groups here. A block is frozen if its ``weight`` does
-    not require grad.
+    leaves of the kernels are removed from its groups here, and groups that have nothing else with
+    them. A block is frozen if its ``weight`` does not require grad.
 
     Args:
         model (nn.Module): The model, or the ``DistributedDataParallel`` around it. Blocks in mode
@@ -84,8 +84,8 @@ class SqueezedTraining:
 
     Raises:
         UserError: If there is no block to train, the optimizer lacks the parameters of one or
-            needs a closure, or the model is wrapped already and its blocks are not in squeezed
-            mode.
+            needs a closure, a scheduler knows a group of the optimizer that is removed, or the
+            model is wrapped already and its blocks are not in squeezed mode.
     """
 
     def __init__(
@@ -164,6 +164,11 @@ class SqueezedTraining:
                 if id(parameter) in leaves:
                     self.optimizer.state.pop(parameter, None)
             group['params'] = kept
+            if not kept and 'initial_lr' in group:
+                raise UserError(
+                    'a learning-rate scheduler was made before SqueezedTraining, which removes a '
+                    'group of parameters that has kernels alone: make the scheduler after it'
+                )
         groups[:] = [group for group in groups if group['params']]
         held = {id(p) for group in groups for p in group['params']}
         for name, block in self.blocks.items():

@@ -137,6 +137,70 @@ class Keeps(Usual):
         return super().forward(x)
 
 
+class KeepsTheOutput(Usual):
+    """For whoever reads the attribute."""
+
+    def forward(self, x):
+        self.last = self.conv(x)
+        return self.bn(self.last)
+
+
+class Container(nn.Module):
+    """Layers in a container, and what the module that has it does with them."""
+
+    kind = nn.Sequential
+
+    def __init__(self):
+        super().__init__()
+        layers = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.layers = self.kind(*layers) if self.kind is nn.Sequential else self.kind(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class RunWhole(Container):
+    def forward(self, x):
+        return self.layers(x)
+
+
+class ListOfLayers(Container):
+    kind = nn.ModuleList
+
+
+class InsideAnother(ListOfLayers):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Sequential(*self.layers)])
+
+
+class BetweenLayers(Container):
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x).relu())
+
+
+class BetweenLayersOfAList(BetweenLayers, ListOfLayers):
+    pass
+
+
+class OneOfALayer(InsideAnother):
+    def forward(self, x):
+        return self.layers[0](x) + self.layers[0][0](x)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class CallOfItsOwn(Usual):
+    def __init__(self):
+        super().__init__()
+        self.bn = BatchNorm(4)
+
+
 class Holder(nn.ModuleList):
     """Has no forward."""
 
@@ -150,7 +214,19 @@ class UsedTwiceInARow(nn.Sequential):
         super().__init__(usual.conv, usual.bn, usual.conv)
 
 
-PAIR = [Usual, SeveralTimes, WithArguments, AsksForTheDtype, DependsOnInput, Keeps, Holder]
+PAIR = [
+    Usual,
+    SeveralTimes,
+    WithArguments,
+    AsksForTheDtype,
+    DependsOnInput,
+    Keeps,
+    Holder,
+    Container,
+    RunWhole,
+    ListOfLayers,
+    InsideAnother,
+]
 NO_PAIR = [
     BehindASum,
     UsedTwice,
@@ -163,6 +239,11 @@ NO_PAIR = [
     ByAFlag,
     SecondName,
     InAList,
+    KeepsTheOutput,
+    BetweenLayers,
+    BetweenLayersOfAList,
+    OneOfALayer,
+    CallOfItsOwn,
 ]
 
 
@@ -181,7 +262,9 @@ def test_the_module_is_left_as_it_was(kind):
     assert vars(model) == before
 
 
-@pytest.mark.parametrize('kind, is_seen', [(Usual, True), (DependsOnInput, False), (Holder, False)])
+@pytest.mark.parametrize(
+    'kind, is_seen', [(Usual, True), (ListOfLayers, True), (DependsOnInput, False), (Holder, False)]
+)
 def test_what_the_order_alone_tells_is_said(kind, is_seen):
     expected = (
         contextlib.nullcontext() if is_seen else pytest.warns(match=f'cannot trace {kind.__name__}')
@@ -231,7 +314,8 @@ def test_what_is_no_pair_is_not_folded(kind, block):
     """A block with norms inside finds none behind the convolution and leaves it alone."""
     model = make_trained_like(nn.Sequential(kind(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))).eval()
     x = torch.randn(2, 4, 8, 8)
-    expected = model(x)
+    with torch.no_grad():
+        expected = model(x)
     changed = reparameterize(copy.deepcopy(model), block, keep_function=True)
     for form in (changed, switch_to_deploy(copy.deepcopy(changed))):
         assert (form(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()

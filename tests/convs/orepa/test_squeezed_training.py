@@ -461,6 +461,17 @@ class TestErrors:
             SqueezedTraining(net, torch.optim.LBFGS(net.parameters()))
         assert net[0].mode == 'online'
 
+    def test_a_scheduler_that_knows_a_group_of_kernels(self):
+        net = layers('squeezed')
+        kernels = {id(block.weight) for block in (net[0], net[3])}
+        groups = [
+            [p for p in net.parameters() if (id(p) in kernels) == is_kernel] for is_kernel in (0, 1)
+        ]
+        optimizer = torch.optim.SGD([dict(params=group) for group in groups], lr=0.1)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        with pytest.raises(UserError, match='a scheduler was made before|scheduler after it'):
+            SqueezedTraining(net, optimizer)
+
     def test_an_optimizer_of_what_requires_grad(self):
         net = layers('squeezed')
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
