@@ -1,6 +1,7 @@
 """What tests of several folders share."""
 
 import gc
+import multiprocessing
 
 import pytest
 
@@ -42,6 +43,17 @@ def no_default_scope():
     """Forget the default scope, which MMEngine keeps for the process once a config has set it."""
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_process_left():
+    """Refuse processes that a test leaves behind, such as the workers of a loader.
+
+    Collecting a loader's iterator as garbage waits five seconds for each of its workers, in
+    whatever test that happens: its queues are closed before it can tell them to end.
+    """
+    yield
+    assert not multiprocessing.active_children()
 
 
 #: Fields that make the digits model small; the code it runs is the same.

@@ -17,6 +17,8 @@ SEGMENTOR = CONFIGS / 'pspnet_orepa-r18-d8_1xb4-600_digits-128x128.py'
 #: Library, tool, arguments, and what it prints or the files that it writes.
 TOOLS = [
     ('mmpretrain', 'get_flops', [NARROW, '--shape', 32], 'Flops: 0.854M'),
+    ('mmpretrain', 'get_flops', [NARROW, '--shape', 32, '--cfg-options',
+     'model.backbone.deploy=True'], 'Flops: '),
     ('mmpretrain', 'browse_dataset', [NARROW, '-o', 'seen', '-n', 2], ['seen/*.png'] * 2),
     ('mmpretrain', 'confusion_matrix', [NARROW, NARROW.with_suffix('.pth'),
      '--show-path', 'matrix.png'], ['matrix.png']),

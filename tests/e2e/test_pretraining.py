@@ -151,11 +151,13 @@ def test_keep_bn_with_metrics_before_and_after(workplace, trained, command):
     metrics = re.search(r'on the test set: (.*) before, (.*) after', text)
     assert metrics[1] == metrics[2]
     assert 'accuracy/top1' in metrics[1]
-    # A plain backbone goes on from there.
-    plain = ROOT / 'configs/digits/resnet18_1xb64-10e_digits.py'
+    # A plain backbone goes on from there, and one with blocks, which imitate it.
     narrow = [*OPTIONS, 'train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=64']
-    text = command('train.py', plain, '--no-validate', '--init', 'squeezed.pth', *narrow)
-    assert 'loaded all 120 tensors of squeezed.pth; left 2 of other parts' in text
+    for config, said in [('resnet18', ''), ('orepa-resnet18', ', a plain network: 17 blocks')]:
+        config = ROOT / f'configs/digits/{config}_1xb64-10e_digits.py'
+        text = command('train.py', config, '--no-validate', '--init', 'squeezed.pth', *narrow)
+        assert f'loaded all 120 tensors of squeezed.pth{said}' in text
+        assert 'left 2 of other parts' in text
 
 
 def test_training_config_takes_the_deploy_checkpoint(workplace, trained, command):
@@ -164,6 +166,14 @@ def test_training_config_takes_the_deploy_checkpoint(workplace, trained, command
     assert 'is in deploy form' in text
     expected = (workplace / 'work_dirs/demo/pretrain/training.json').read_text()
     assert (workplace / 'metrics.json').read_text() == expected
+
+
+def test_the_library_s_own_test_refuses_another_form(trained, command):
+    tool = Path(import_module('mmpretrain').__path__[0]) / '.mim/tools/test.py'
+    deploy = 'work_dirs/demo/pretrain/deploy.pth'
+    text = command(tool, trained[0], deploy, code=1)
+    assert 'as a deploy form whose BatchNorms are folded: load it into the deploy form' in text
+    assert 'accuracy' in command(tool, deploy.replace('.pth', '.py'), deploy)
 
 
 def test_converting_twice_says_so(workplace, trained, command):

@@ -59,11 +59,13 @@ def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
 def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
     """Squeeze ``model`` and fold every BatchNorm that directly follows a convolution into it.
 
-    The order in which a module holds its children says what follows what, see
-    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. ``verify`` detects a model that runs them
-    in another order. A BatchNorm stays if it or its convolution is shared between several places or
-    has a ``forward`` of its own, or if a forward hook may see what is between them. Folding is done
-    in float64 and stored in the model's dtype. Calling this twice changes nothing.
+    A BatchNorm follows a convolution if it is the next child of the same module and, where torch.fx
+    can trace the module that runs them, gets the convolution's output; see
+    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. What torch.fx cannot trace, and a path that
+    only an argument other than a flag opens, are not looked at: check such a model with ``verify``.
+    A BatchNorm stays if it or its convolution is shared between several places or has a ``forward``
+    of its own, or if a forward hook may see what is between them. Folding is done in float64 and
+    stored in the model's dtype. Calling this twice changes nothing.
 
     Blocks of other packages inside the model are converted by their own ``reparameterize()`` or
     ``switch_to_deploy()``, timm's also by their ``fuse()``, after the blocks of this package inside
