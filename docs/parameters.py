@@ -15,7 +15,6 @@ from unittest import mock
 import torch
 from mmengine.config import Config, config, utils
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmorepa.checkpoints.conversion import count_blocks, count_parameters
@@ -58,16 +57,6 @@ class Size(NamedTuple):
     blocks: int
 
 
-class ListsOnTheCPU(TorchFunctionMode):
-    """Keeps ``torch.linspace`` off the meta device: the libraries make lists of numbers with it."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func is torch.linspace:
-            kwargs['device'] = 'cpu'
-        return func(*args, **kwargs)
-
-
 @contextmanager
 def quick_configs() -> Iterator[None]:
     """Looks a library up once, and reads a file once, not for every config that is based on it."""
@@ -86,7 +75,9 @@ def quick_configs() -> Iterator[None]:
 
 def build(cfg: Config) -> nn.Module:
     """The model of a config, on the meta device."""
-    with torch.device('meta'), ListsOnTheCPU():
+    # The libraries make lists of numbers with torch.linspace.
+    lists = functools.partial(torch.linspace, device='cpu')
+    with torch.device('meta'), mock.patch.object(torch, 'linspace', lists):
         return build_model(cfg)
 
 
@@ -100,6 +91,9 @@ def size(cfg: Config, known: dict[str, Size]) -> Size:
 
 def count(cfg: Config, known: dict[str, Size]) -> Size:
     """Builds a config's model to know its size."""
+    cfg = copy.deepcopy(cfg)
+    if 'mode' in (cfg.model.get('backbone', {}).get('reparam') or {}):
+        cfg.model.backbone.reparam.pop('mode')  # or a kernel is generated for each block
     model = build(cfg)
     training, blocks = count_parameters(model), count_blocks(model)
     if blocks:

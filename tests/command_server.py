@@ -38,25 +38,23 @@ class Server:
     """The program below, from the first command on.
 
     Args:
-        folder (Path): In which the commands run.
-        variables (dict[str, str]): Of their environment.
+        folder (Path): Where what commands print is kept.
     """
 
-    def __init__(self, folder: Path, variables: dict[str, str]):
-        self.folder = folder
-        self.log = folder / '.output'
+    def __init__(self, folder: Path):
+        self.log = folder / 'output'
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env={**os.environ, **variables},
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, words: list[str], variables: dict[str, str]) -> tuple[int, str]:
-        """Run ``python WORDS``; its exit code and what it printed."""
-        request = dict(words=words, variables=variables, log=str(self.log))
+    def run(self, folder: Path, *words: object, **variables: str) -> tuple[int, str]:
+        """Run ``python WORDS`` in a folder, with these variables in its environment.
+
+        Returns:
+            tuple[int, str]: Its exit code and what it printed.
+        """
+        words = [str(word) for word in words]
+        request = dict(words=words, folder=str(folder), variables=variables, log=str(self.log))
         self.process.stdin.write(json.dumps(request) + '\n')
         self.process.stdin.flush()
         code = int(self.process.stdout.readline())
@@ -90,13 +88,14 @@ def serve() -> dict:
     end(0)
 
 
-def run(words: list[str], variables: dict[str, str], log: str) -> None:
+def run(words: list[str], folder: str, variables: dict[str, str], log: str) -> None:
     """Become ``python WORDS``, for no longer than :data:`SECONDS`."""
     signal.alarm(SECONDS)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(folder)
     os.environ.update(variables)
     sys.argv = words
     sys.path[:1] = [os.path.dirname(os.path.realpath(words[0])), *path_of(variables)]

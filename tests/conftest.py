@@ -12,9 +12,10 @@ import torch  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 from quick_configs import quicken  # noqa: E402
 
+from command_server import Server  # noqa: E402
 from mmorepa.checkpoints.models import build_model  # noqa: E402
 from mmorepa.engine.run import load_config  # noqa: E402
-from support import CONFIG, make_trained_like  # noqa: E402
+from support import CONFIG, ROOT, make_trained_like  # noqa: E402
 
 # What the commands do in processes of their own is done as for a user.
 quicken()
@@ -38,6 +39,26 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope='session')
+def server(tmp_path_factory):
+    """Runs Python commands, each forked from a process that has imported the libraries."""
+    server = Server(tmp_path_factory.mktemp('server'))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope='session')
+def run_forked(server):
+    """Runs a Python command with the checkout, checks its exit code, gives what it printed."""
+
+    def run(folder, *words, code=0):
+        found, text = server.run(folder, *words, PYTHONPATH=str(ROOT))
+        assert found == code, text
+        return text
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def no_default_scope():
     """Forget the default scope, which MMEngine keeps for the process once a config has set it."""
@@ -53,7 +74,11 @@ def no_process_left():
     whatever test that happens: its queues are closed before it can tell them to end.
     """
     yield
-    assert not multiprocessing.active_children()
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+        process.join()
+    assert not left
 
 
 #: Fields that make the digits model small; the code it runs is the same.

@@ -299,8 +299,13 @@ class ReparamConv2d(nn.Conv2d):
         """
         own = {f'{prefix}{name}' for name in nn.Module.state_dict(self)}
         found = {key for key in state_dict if key.startswith(prefix)}
-        more = found - own - {f'{prefix}bias'}  # zeros, or refused before
-        less = {key for key in own - found if not key.endswith('num_batches_tracked')}
+        # Blocks inside this one look at their own.
+        blocks = [n for n, m in self.named_modules() if n and isinstance(m, ReparamConv2d)]
+        theirs = tuple(f'{prefix}{name}.' for name in blocks)
+        more = {key for key in found - own if not key.startswith(theirs)}
+        less = {key for key in own - found if not key.startswith(theirs)}
+        more -= {f'{prefix}bias'}  # zeros, or refused before
+        less = {key for key in less if not key.endswith('num_batches_tracked')}
         if found and (more or less):
             wrong = [f'has {min(more)}'] if more else []
             wrong += [f'lacks {min(less)}'] if less else []

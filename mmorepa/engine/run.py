@@ -109,7 +109,8 @@ def _why(error: Exception) -> str:
         return f'line {mark.line + 1}: {error.problem}'
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.name == '<module>':
-            return f'line {frame.lineno} of {frame.filename}: {type(error).__name__}: {said}'
+            kind = type(error).__name__
+            return f'{said} ({kind}) in line {frame.lineno} of {frame.filename}'
     if isinstance(error, (AttributeError, TypeError)):
         return f'{said}: wanted fields with values, and names of files as _base_'
     return said

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from command_server import Server
 from mmorepa.datasets.digits import write_digits
 from support import ROOT
 
@@ -17,8 +16,7 @@ SEGMENTOR = CONFIGS / 'pspnet_orepa-r18-d8_1xb4-600_digits-128x128.py'
 #: Library, tool, arguments, and what it prints or the files that it writes.
 TOOLS = [
     ('mmpretrain', 'get_flops', [NARROW, '--shape', 32], 'Flops: 0.854M'),
-    ('mmpretrain', 'get_flops', [NARROW, '--shape', 32, '--cfg-options',
-     'model.backbone.deploy=True'], 'Flops: '),
+    ('mmpretrain', 'get_flops', ['deploy.py', '--shape', 32], 'Flops: 0.842M'),
     ('mmpretrain', 'browse_dataset', [NARROW, '-o', 'seen', '-n', 2], ['seen/*.png'] * 2),
     ('mmpretrain', 'confusion_matrix', [NARROW, NARROW.with_suffix('.pth'),
      '--show-path', 'matrix.png'], ['matrix.png']),
@@ -45,14 +43,9 @@ def folder(tmp_path_factory):
     write_digits(folder / 'data/digits', ['imagenet', 'coco'])
     lines = [dict(lr=0.1, loss=1.0 / n, time=0.1, epoch=n, iter=n, step=n) for n in (1, 2)]
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    text = f"_base_ = '{NARROW}'\nmodel = dict(backbone=dict(deploy=True))"
+    (folder / 'deploy.py').write_text(text)
     return folder
-
-
-@pytest.fixture(scope='module')
-def server(folder):
-    server = Server(folder, {'MPLBACKEND': 'Agg'})
-    yield server
-    server.close()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +54,7 @@ def server(folder):
 def test_tool(library, tool, arguments, expected, folder, server):
     root = Path(importlib.util.find_spec(library).origin).parent
     path = next((root / '.mim/tools').rglob(f'{tool}.py'))
-    code, said = server.run([str(path), *map(str, arguments)], {})
+    code, said = server.run(folder, path, *arguments, MPLBACKEND='Agg')
     assert code == 0, said
     if isinstance(expected, str):
         assert expected in said

@@ -57,14 +57,15 @@ class Reader:
 
     Args:
         folder (Path): Where; gets what a checkout has.
+        server (Server): Runs programs.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, server: Server):
         (folder / 'tools').symlink_to(ROOT / 'tools')
         # A copy, so that no command writes into the checkout.
         shutil.copytree(ROOT / 'configs', folder / 'configs')
         self.folder = folder
-        self.server = Server(folder, {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+        self.server = server
         self.done = 0
         self.results: dict[Command | Block, tuple[int, str]] = {}
 
@@ -83,11 +84,16 @@ class Reader:
             program, *words = step.words
             if program != 'python':
                 return 1, f'only Python programs are run, this is {program}: see not_run.py'
-            return self.server.run([str(HERE / 'smaller.py'), *words], dict(step.variables))
+            return self.run(HERE / 'smaller.py', *words, **dict(step.variables))
         path = self.folder / (step.title or 'block.py')
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(step.text, encoding='utf-8')
-        return (0, '') if step.title else self.server.run([str(path)], {})
+        return (0, '') if step.title else self.run(path)
+
+    def run(self, *words: object, **variables: str) -> tuple[int, str]:
+        """Run a Python program in the folder."""
+        variables = {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **variables}
+        return self.server.run(self.folder, *words, **variables)
 
     @cached_property
     def verdicts(self) -> dict[Command, str]:
@@ -95,16 +101,14 @@ class Reader:
         unrun = [command for command in COMMANDS if not is_run(command)]
         path = self.folder / 'unrun.json'
         path.write_text(json.dumps([command.words for command in unrun]))
-        code, output = self.server.run([str(HERE / 'dry.py'), str(path)], {})
+        code, output = self.run(HERE / 'dry.py', path)
         assert code == 0, output
         return dict(zip(unrun, json.loads(path.read_text()), strict=True))
 
 
 @pytest.fixture(scope='module')
-def reader(tmp_path_factory):
-    reader = Reader(tmp_path_factory.mktemp('reader'))
-    yield reader
-    reader.server.close()
+def reader(tmp_path_factory, server):
+    return Reader(tmp_path_factory.mktemp('reader'), server)
 
 
 def shown(step: Command | Block, output: str) -> str:

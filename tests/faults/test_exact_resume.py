@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from faults.common import differing, load
+from faults.common import differing, in_processes, load
 from mmorepa.engine import run
 from mmorepa.engine.run import train
 
@@ -30,12 +30,19 @@ CASES = {
 }
 
 
+def train_alone(rank, cfg, resume=False):
+    train(cfg, resume=resume)
+
+
 def train_and_resume(config, tmp_path, first, last, **options):
-    """The last checkpoint of a training, and of one that goes on from its first."""
-    train(config(tmp_path / 'whole', **options))
+    """The last checkpoint of a training, and of one that goes on from its first.
+
+    In processes of their own, with which the workers of a loader end.
+    """
+    assert in_processes(train_alone, config(tmp_path / 'whole', **options)) == [0]
     (tmp_path / 'resumed').mkdir()
     shutil.copy(tmp_path / 'whole' / first, tmp_path / 'resumed')
-    train(config(tmp_path / 'resumed', **options), resume=True)
+    assert in_processes(train_alone, config(tmp_path / 'resumed', **options), True) == [0]
     return (load(tmp_path / folder / last) for folder in ('whole', 'resumed'))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..batch_norm import is_batch_norm
 from ..blocks.normed import AbsorbedNorm
 from ..reparam import ReparamConv2d, has_own_forward
+from .tracing import Calls, calls_of
 
 #: How deep lists are searched for modules.
 DEPTH = 3
@@ -64,12 +63,16 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
     """
     names = Counter(id(child) for module in model.modules() for child in module._modules.values())
     hidden = held_outside(model)
-    calls_of = functools.cache(_calls_of)
     owners = {
         id(child): (module, name)
         for module in model.modules()
         for name, child in module._modules.items()
     }
+
+    def may_be_folded(module: nn.Module) -> bool:
+        return names[id(module)] == 1 and id(module) not in hidden and not has_own_forward(module)
+
+    found = []
     for parent in model.modules():
         if isinstance(parent, ReparamConv2d):
             continue
@@ -77,29 +80,24 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
         if 'conv norm' not in ' '.join(getattr(parent, 'order', ('conv', 'norm'))):
             continue
         children = list(parent._modules.items())
-        pairs = [
+        found += [
             Pair(parent, conv_name, norm_name)
             for (conv_name, conv), (norm_name, norm) in zip(children, children[1:])
             if (is_plain(conv) or isinstance(conv, ReparamConv2d))
             and (is_batch_norm(norm) or isinstance(norm, AbsorbedNorm))
             and norm.num_features == conv.out_channels
-            and all(
-                names[id(module)] == 1 and id(module) not in hidden and not has_own_forward(module)
-                for module in (conv, norm)
-            )
+            and may_be_folded(conv)
+            and may_be_folded(norm)
         ]
-        if pairs:
-            runner, prefix = _runner(parent, owners)
-            calls = [] if type(runner) is nn.Sequential else calls_of(runner)
-            if prefix:
-                calls = [call for call in calls if _reaches_into(prefix, *call)]
-            is_seen = bool(calls) or type(parent) is nn.Sequential
-            pairs = [
-                pair._replace(is_seen=is_seen)
-                for pair in pairs
-                if all(_is_direct(pair, prefix, *call) for call in calls)
-            ]
-        yield from pairs
+    runners = {id(pair.parent): _runner(pair.parent, owners) for pair in found}
+    calls = calls_of({module for module, _ in runners.values()})
+    for pair in found:
+        runner, prefix = runners[id(pair.parent)]
+        seen = calls[id(runner)]
+        if prefix:
+            seen = [call for call in seen if call.reaches_into(prefix)]
+        if all(_is_direct(pair, prefix, call) for call in seen):
+            yield pair._replace(is_seen=bool(seen) or type(pair.parent) is nn.Sequential)
 
 
 def _runner(module: nn.Module, owners: dict) -> tuple[nn.Module, str]:
@@ -109,11 +107,6 @@ def _runner(module: nn.Module, owners: dict) -> tuple[nn.Module, str]:
         module, name = owners[id(module)]
         prefix = f'{name}.{prefix}'
     return module, prefix
-
-
-def _reaches_into(prefix: str, graph: fx.Graph, usual: bool) -> bool:
-    """Whether something in a container is used by itself."""
-    return any(str(node.target).startswith(prefix) for node in graph.nodes)
 
 
 def held_outside(model: nn.Module) -> set[int]:
@@ -140,99 +133,20 @@ def held_outside(model: nn.Module) -> set[int]:
     return found
 
 
-class _Children(fx.Tracer):
-    """Traces a module down to the calls of its children; a block's weight is computed."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        blocks = [child for child in module.children() if isinstance(child, ReparamConv2d)]
-        parts = [part for block in blocks for part in block.modules() if part is not block]
-        self._inside = {id(x) for part in parts for x in (part, *part.parameters())}
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return id(module) not in self._inside
-
-    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
-        if id(attr_val) in self._inside:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-
-def _calls_of(module: nn.Module) -> list[tuple[fx.Graph, bool]]:
-    """What a module does with its children: in eval and train mode, and with each flag changed.
-
-    What depends on the input cannot be traced and is left out.
-
-    Returns:
-        list[tuple[fx.Graph, bool]]: Each graph, and whether all flags are at their defaults.
-    """
-    try:
-        arguments = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
-    flags = [name for name, value in defaults.items() if isinstance(value, bool)]
-    choices = [defaults, *({**defaults, name: not defaults[name]} for name in flags)]
-    graphs = [
-        (_trace(module, values, training), values is defaults)
-        for training in ((False, True) if _reads_mode(module) else (module.training,))
-        for values in choices
-    ]
-    return [(graph, usual) for graph, usual in graphs if graph is not None]
-
-
-def _reads_mode(module: nn.Module) -> bool:
-    """Whether the code of a module's class asks for ``training``; tracing takes 5 ms."""
-    codes = [
-        function.__code__
-        for kind in type(module).__mro__
-        if kind not in nn.Module.__mro__
-        for function in vars(kind).values()
-        if inspect.isfunction(function)
-    ]
-    while codes:
-        code = codes.pop()
-        if 'training' in code.co_names:
-            return True
-        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
-    return False
-
-
-def _trace(module: nn.Module, values: dict, training: bool) -> fx.Graph | None:
-    attributes = dict(vars(module))
-    try:
-        module.training = training
-        graph = _Children(module).trace(module, values)
-        for node in graph.nodes:
-            if node.op == 'get_attr' and node.target in vars(module):  # a tensor that was computed
-                node.meta['shape'] = vars(module)[node.target].shape
-        for value in vars(module).values():
-            if isinstance(value, fx.Proxy):  # for whoever reads the attribute
-                value.node.meta['is_kept'] = True
-        return graph
-    except Exception:  # of the module's own code, which was not written for this
-        return None
-    finally:
-        # What the module keeps of its input in an attribute.
-        vars(module).update(attributes)
-        for name in vars(module).keys() - attributes.keys():
-            delattr(module, name)
-
-
-def _is_direct(pair: Pair, prefix: str, graph: fx.Graph, usual: bool) -> bool:
+def _is_direct(pair: Pair, prefix: str, call: Calls) -> bool:
     """Whether the norm gets the convolution's output, and nothing else gets it."""
     convs, norms = (
-        {node for node in graph.nodes if node.op == 'call_module' and node.target == name}
+        {node for node in call.nodes if node.op == 'call_module' and node.target == name}
         for name in (f'{prefix}{pair.conv_name}', f'{prefix}{pair.norm_name}')
     )
-    if any(_reads(node, pair, prefix) for node in graph.nodes):
+    if any(_reads(node, pair, prefix) for node in call.nodes):
         return False
     if any(conv.meta.get('is_kept') for conv in convs):
         return False
     # A module that calls neither by itself leaves that to others, who know the order only. A flag
     # may leave one of them out, as that of mmcv's ConvModule does.
     if not convs or not norms:
-        return not usual or not (convs or norms)
+        return not call.is_usual or not (convs or norms)
     return all(set(conv.users) <= norms for conv in convs) and all(
         set(norm.all_input_nodes) <= convs for norm in norms
     )

@@ -33,7 +33,7 @@ from mmorepa.checkpoints.official.networks import RepVGG, ResNet
 from mmorepa.checkpoints.state_dict import misfit
 from mmorepa.convs import ReparamConv2d
 from mmorepa.errors import UserError
-from support import ROOT, make_trained_like, run
+from support import ROOT, make_trained_like
 
 CONFIGS = ROOT / 'configs' / 'imagenet'
 TOOL = ROOT / 'tools' / 'import_official.py'
@@ -874,9 +874,9 @@ class TestCommand:
         written = load_checkpoint(tmp_path / 'again.pth')['state_dict']
         assert all(torch.equal(written[key], value) for key, value in state.items())
 
-    def test_wrong_file_is_one_line_and_nothing_is_written(self, tmp_path):
+    def test_wrong_file_is_one_line_and_nothing_is_written(self, run_forked, tmp_path):
         path = save(resnet18().state_dict(), tmp_path / 'resnet18.pth')
-        output = run(ROOT, sys.executable, TOOL, path, tmp_path / 'b.pth', code=2)
+        output = run_forked(ROOT, TOOL, path, tmp_path / 'b.pth', code=2)
         assert output.startswith(f'error: {path} is a plain ResNet in the names of torchvision')
         assert len(output.splitlines()) == 1
         assert [p.name for p in tmp_path.iterdir()] == ['resnet18.pth']

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from mmorepa.checkpoints.models import build_model
 from mmorepa.datasets.digits import write_cityscapes, write_coco
 from mmorepa.deploy.quantization import Settings, quantize
 from mmorepa.errors import UserError
-from support import ROOT, run
+from support import ROOT
 
 MOST_LOST = 3.0  # points, of a network of 8 channels; one image is .28
 RETINANET = 'coco/retinanet_orepa-r18_fpn_1x_coco'
@@ -84,9 +83,9 @@ def dumped(config, tmp_path_factory):
     return path
 
 
-def test_command(dumped, checkpoint, tmp_path):
-    tool = (sys.executable, ROOT / 'tools' / 'quantize.py', dumped, checkpoint)
-    text = run(tmp_path, *tool, 'int8.onnx', '--calibration', 32, '--report', 'report')
+def test_command(dumped, checkpoint, run_forked, tmp_path):
+    tool = (ROOT / 'tools' / 'quantize.py', dumped, checkpoint)
+    text = run_forked(tmp_path, *tool, 'int8.onnx', '--calibration', 32, '--report', 'report')
     assert 'ranges of activations: found on 32 images, minmax' in text
     assert re.search(r'weights in float: \d\.\d MiB, file in int8: \d\.\d MiB', text)
     assert 'wrote int8.onnx and int8.json' in text

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import sys
 
 import matplotlib.image
 import pytest
@@ -34,7 +33,7 @@ from mmorepa.lab.analysis.effective_lr import (
     measure_plain,
 )
 from mmorepa.lab.analysis.effective_lr_report import StepReport
-from support import CONFIG, ROOT, make_trained_like, run
+from support import CONFIG, ROOT, make_trained_like
 
 ETA = 1e-8  # a rate so small that second order is out of sight in float64
 FIRST_ORDER = 1e-4  # relative, what is left of it at that rate
@@ -733,7 +732,7 @@ class TestTarget:
 
 
 class TestCommand:
-    command = (sys.executable, ROOT / 'tools' / 'analyze.py', 'effective-lr')
+    command = (ROOT / 'tools' / 'analyze.py', 'effective-lr')
 
     def options(self, digits):
         narrow = (
@@ -743,9 +742,9 @@ class TestCommand:
         )
         return ['--cfg-options', *narrow, *[f'{key}={value}' for key, value in digits.items()]]
 
-    def test_measures_shows_and_writes(self, training_checkpoint, digits, tmp_path):
+    def test_measures_shows_and_writes(self, training_checkpoint, digits, run_forked, tmp_path):
         arguments = ['--batches', 2, '--out', 'out', '--write', 'slow_stem.py']
-        text = run(
+        text = run_forked(
             tmp_path,
             *self.command,
             CONFIG,

@@ -11,7 +11,7 @@ import pytest
 from mmorepa.errors import UserError
 from mmorepa.lab.benchmark import command
 from mmorepa.lab.benchmark.plan import KernelCase, NetworkCase, conditions, label
-from support import CONFIG, ROOT, run
+from support import CONFIG, ROOT
 
 TOOL = ROOT / 'tools' / 'benchmark.py'
 SMALL = ('--width', 0.125, '--size', 32, '--batch', 2, '--repeats', 2, '--warm-up', 1)
@@ -22,12 +22,11 @@ def options(monkeypatch, *arguments) -> argparse.Namespace:
     return runpy.run_path(str(TOOL))['parse_args']()
 
 
-def test_whole(tmp_path):
+def test_whole(tmp_path, run_forked):
     """Measured, printed, written; then shown again from the file."""
     out = tmp_path / 'out'
-    printed = run(
+    printed = run_forked(
         ROOT,
-        sys.executable,
         TOOL,
         'none',
         'OREPA',

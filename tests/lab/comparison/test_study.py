@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import re
 import signal
-import sys
 from dataclasses import replace
 
 import matplotlib.image
@@ -23,7 +22,7 @@ from mmorepa.errors import UserError
 from mmorepa.lab.comparison import measured_run
 from mmorepa.lab.comparison import study as compare
 from mmorepa.lab.comparison.measured_run import Job, StepTimer
-from support import CONFIG, ROOT, run
+from support import CONFIG, ROOT
 
 SEEDS = (0, 1)
 ITERATIONS = 3  # in the one epoch below
@@ -67,11 +66,11 @@ OPTIONS_FOR = ('--cfg-options-for', 'ag*', 'train_cfg.val_interval=5')
 
 
 def command(*arguments):
-    return sys.executable, ROOT / 'tools' / 'compare.py', *arguments
+    return ROOT / 'tools' / 'compare.py', *arguments
 
 
 @pytest.fixture(scope='module')
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory, run_forked):
     """A folder in which the command ran, and what it printed there."""
     folder = tmp_path_factory.mktemp('compare')
     write_imagenet(folder / 'data' / 'digits', size=16)
@@ -80,7 +79,7 @@ def workplace(tmp_path_factory):
     (folder / 'broken.py').write_text(BROKEN)
     arguments = [*CONFIGS, '--seeds', *SEEDS, '--out', 'out', *OPTIONS, *OPTIONS_FOR]
     arguments += ['--records', RECORDS]
-    (folder / 'first.log').write_text(run(folder, *command(*arguments), code=1))
+    (folder / 'first.log').write_text(run_forked(folder, *command(*arguments), code=1))
     return folder
 
 
@@ -107,7 +106,8 @@ def test_runs_go_seed_by_seed_and_failures_are_named(workplace):
     assert [name for _, name, _, failed, _ in lines if failed] == ['broken', 'broken']
     killed, raised = (reason for *_, failed, reason in lines if failed)
     assert killed == 'ended by SIGKILL; its log is out/broken/seed0/run.log'
-    assert raised.startswith('broken.py is no config that can be read: broken on purpose; ')
+    said = 'broken.py is no config that can be read: broken on purpose (ValueError) in line 8 of '
+    assert raised.startswith(said)
     assert 'broken on purpose' in (workplace / 'out/broken/seed1/run.log').read_text()
 
 
@@ -172,11 +172,11 @@ def test_options_reach_the_configs_they_are_for(workplace):
     assert record(workplace, 'tiny', 0)['cfg_options']['train_cfg.max_epochs'] == '1'
 
 
-def test_a_second_call_trains_nothing(workplace, table):
+def test_a_second_call_trains_nothing(workplace, table, run_forked):
     results = sorted(workplace.glob('out/*/*/result.json'))
     before = [path.stat().st_mtime_ns for path in results]
     arguments = ['tiny.py', 'again.py', '--seeds', *SEEDS, '--out', 'out', *OPTIONS, *OPTIONS_FOR]
-    text = run(workplace, *command(*arguments))
+    text = run_forked(workplace, *command(*arguments))
     assert text.count(': done before, accuracy/top1 ') == len(results) == 4
     assert [path.stat().st_mtime_ns for path in results] == before
     again = json.loads((workplace / 'out' / 'table.json').read_text())
@@ -184,13 +184,13 @@ def test_a_second_call_trains_nothing(workplace, table):
     assert again['failures'] == []
 
 
-def test_another_place_goes_on_from_the_records(workplace, table):
+def test_another_place_goes_on_from_the_records(workplace, table, run_forked):
     """As in a checkout that has the file and no folder of runs."""
     kept = (workplace / RECORDS).read_text()
     assert len(kept.splitlines()) == 2 + 4  # a line a run
     arguments = ['again.py', 'tiny.py', '--seeds', *SEEDS, *OPTIONS, *OPTIONS_FOR]
     arguments += ['--out', 'elsewhere', '--records', RECORDS, '--against', 'tiny.py']
-    text = run(workplace, *command(*arguments))
+    text = run_forked(workplace, *command(*arguments))
     assert text.count(': done before, accuracy/top1 ') == 4
     assert (workplace / RECORDS).read_text() == kept
     again = json.loads((workplace / 'elsewhere' / 'table.json').read_text())
@@ -198,11 +198,11 @@ def test_another_place_goes_on_from_the_records(workplace, table):
     assert [difference['against'] for difference in again['differences']] == ['tiny']
 
 
-def test_a_config_is_compared_at_its_best_rate(workplace):
+def test_a_config_is_compared_at_its_best_rate(workplace, run_forked):
     rates = (0.001, 0.02)
     arguments = ['tiny.py', '--seeds', 1, '--out', 'searched', *OPTIONS, '--rates', *rates]
     arguments += ['--rates-options', 'test_dataloader.dataset.indices=20']
-    text = run(workplace, *command(*arguments))
+    text = run_forked(workplace, *command(*arguments))
     tried = [
         json.loads((workplace / f'searched/tiny/lr{rate:g}/seed0/result.json').read_text())
         for rate in rates
