@@ -100,18 +100,33 @@ def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str
     refuse_non_finite(backbone, source)
     said = f'loaded all {len(own)} tensors of {source}'
     if plain:
-        error = apart(reference, backbone)
-        if not error < TOLERANCE:
-            raise UserError(
-                f'{source}: {len(plain)} blocks do not compute what the plain network computes, '
-                f'outputs are {error:.1e} apart: leave convolutions plain with reparam.where'
-            )
-        said += (
-            f', a plain network: {len(plain)} blocks imitate its convolutions, outputs are '
-            f'{error:.1e} apart'
-        )
+        said += f', a plain network: {imitation(reference, backbone, len(plain), source)}'
     left = [key for key in found if key not in own]
     return f'{said}; left {len(left)} of other parts, such as {left[0]}' if left else said
+
+
+def imitation(before: nn.Module, after: nn.Module, blocks: int, source: str) -> str:
+    """How well the blocks of a backbone imitate a plain network.
+
+    Args:
+        before (nn.Module): The plain backbone.
+        after (nn.Module): The backbone with blocks, from the same weights.
+        blocks (int): How many blocks imitate a convolution.
+        source (str): The name of the checkpoint in error messages.
+
+    Returns:
+        str: How far the outputs on an image are apart, in words.
+
+    Raises:
+        UserError: If they are further apart than rounding brings them.
+    """
+    error = apart(before, after)
+    if not error < TOLERANCE:
+        raise UserError(
+            f'{source}: {blocks} blocks do not compute what the plain network computes, '
+            f'outputs are {error:.1e} apart: leave convolutions plain with reparam.where'
+        )
+    return f'{blocks} blocks imitate its convolutions, outputs are {error:.1e} apart'
 
 
 def apart(before: nn.Module, after: nn.Module) -> float:

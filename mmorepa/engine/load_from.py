@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..backbones.key_names import named_for
+from ..backbones.pretrained import imitation
 from ..checkpoints.state_dict import misfit, unusable, with_counters
-from ..convs.convert.plain import imitating, wanted
+from ..convs.convert.plain import imitating, plain_reference, wanted
 from ..errors import UserError
 from .squeezed_step import unwrap
 
@@ -20,7 +23,8 @@ class LoadFromHook(Hook):
 
     MMEngine by itself loads what fits, warns about the rest in the log, and trains. With this hook
     that is an error. If the checkpoint is that of the plain model, the blocks imitate its
-    convolutions, and a line in the log says how many do::
+    convolutions, and a line in the log says how many do and how far the outputs of the backbone
+    are from the plain one's::
 
         default_hooks = dict(load_from=dict(type='mmorepa.LoadFromHook'))
 
@@ -49,10 +53,11 @@ class LoadFromHook(Hook):
         if reason := unusable(state_dict):
             raise UserError(f'{source} holds no state_dict of tensors: {reason}')
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+        parts = runner.model.modules()
+        is_sharded = any(isinstance(part, FullyShardedDataParallel) for part in parts)
         if runner._resume:
             # The state dict of a sharded model is another one.
-            parts = runner.model.modules()
-            if not any(isinstance(part, FullyShardedDataParallel) for part in parts):
+            if not is_sharded:
                 own = model.state_dict()
                 if difference := misfit(own, with_counters(own, state_dict)):
                     raise UserError(
@@ -76,6 +81,12 @@ class LoadFromHook(Hook):
             )
         said = f'loaded {len(fitting)} of the {len(needed)} tensors of the model from {source}'
         if plain := imitating(model, fitting):
-            said += f', where {len(plain)} blocks imitate plain convolutions'
+            if is_sharded or not hasattr(model, 'backbone'):
+                said += f', a plain network: {len(plain)} blocks imitate its convolutions'
+            else:
+                loaded = copy.deepcopy(model)
+                loaded.load_state_dict(fitting, strict=False)
+                backbones = plain_reference(model, fitting).backbone, loaded.backbone
+                said += f', a plain network: {imitation(*backbones, len(plain), str(source))}'
         runner.logger.info(said)
         checkpoint['state_dict'] = fitting

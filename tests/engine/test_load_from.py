@@ -1,7 +1,10 @@
 """``load_from`` through the real Runner: all of it arrives, or it is an error."""
 
+import re
+
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 
 from engine.small_training import BACKBONE, make_runner
@@ -51,12 +54,16 @@ def test_the_models_own_weights(tmp_path):
     assert torch.equal(outputs(runner.model), outputs(trained))
 
 
-def test_a_plain_models_weights(tmp_path):
+def test_a_plain_models_weights(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(MMLogger, 'info', lambda logger, text: said.append(text))
     plain = classifier(None)
     runner = started(tmp_path, plain.state_dict())
     torch.testing.assert_close(
         outputs(runner.model), outputs(plain), rtol=FLOAT32, atol=10 * FLOAT32
     )
+    expected = r'a plain network: \d+ blocks imitate its convolutions, outputs are (\S+) apart'
+    assert float(re.search(expected, ' '.join(said))[1]) < FLOAT32
 
 
 def test_a_squeezed_models_weights(tmp_path):
