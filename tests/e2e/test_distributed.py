@@ -57,18 +57,15 @@ def config(tmp_path_factory):
     return folder / 'config.py'
 
 
-def train(config, work_dir, *command, options=()):
+def test_two_processes_take_the_step_of_the_joint_batch(config, run_forked, tmp_path):
+    options = ['--cfg-options', 'train_dataloader.batch_size=1']
     environment = f'PATH={Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    options = ['train_dataloader.batch_size=1', *options]
-    options = ['--work-dir', work_dir, '--cfg-options', *options]
-    run(config.parent, 'env', environment, 'PORT=29572', *command, *options)
-
-
-def test_two_processes_take_the_step_of_the_joint_batch(config, tmp_path):
+    two = [ROOT / 'tools/dist_train.sh', config, 2, '--work-dir', tmp_path / 'two', *options]
+    run(config.parent, 'env', environment, 'PORT=29572', *two)
     # RetinaNet divides by the positives of a process, so the joint batch goes image by image.
-    joint = ['optim_wrapper.accumulative_counts=2']
-    train(config, tmp_path / 'one', sys.executable, ROOT / 'tools/train.py', config, options=joint)
-    train(config, tmp_path / 'two', ROOT / 'tools/dist_train.sh', config, 2)
+    options.append('optim_wrapper.accumulative_counts=2')
+    one = [ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'one', *options]
+    run_forked(config.parent, *one)
     # The second step has run: the distributed wrapper would have refused unused parameters.
     assert (tmp_path / 'two' / 'iter_2.pth').exists()
 
