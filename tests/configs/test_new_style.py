@@ -76,22 +76,30 @@ model = dict(
 default_scope = 'mmseg'
 """,
 }
-#: What makes an OREPA config of each.
+#: What makes an OREPA config of each, as on the page, with the number of blocks.
 OREPA = """
 from mmengine.config import read_base
 
 with read_base():
     from .plain import *
-from mmorepa.{library} import OREPAResNet
+from mmorepa.{library} import {name}
 
-model['backbone'].update(type=OREPAResNet, reparam=dict(type='OREPA', mode='squeezed'))
+model['backbone'].update({changes})
 """
+CHANGES = {
+    'pretrain': ("type=OREPAResNet, reparam=dict(type='OREPA', mode='squeezed')", 17),
+    'det': ("type=OREPAResNet, reparam=dict(type='OREPA', where='layer')", 16),
+    'seg': ('type=OREPAResNetV1c', 19),
+}
 
 
 @pytest.fixture
 def path(library, tmp_path):
     (tmp_path / 'plain.py').write_text(PLAIN[library])
-    (tmp_path / 'orepa.py').write_text(OREPA.format(library=library))
+    changes = CHANGES[library][0]
+    name = changes.split(',')[0].removeprefix('type=')
+    text = OREPA.format(library=library, name=name, changes=changes)
+    (tmp_path / 'orepa.py').write_text(text)
     return tmp_path / 'orepa.py'
 
 
@@ -100,7 +108,8 @@ def test_is_built_and_converted(library, path, tmp_path):
     """The config beside the deploy form has names, as old ones have."""
     cfg = load_config(path)
     model = build_model(cfg).eval()
-    assert sum(isinstance(module, ReparamConv2d) for module in model.modules()) == 17
+    blocks = sum(isinstance(module, ReparamConv2d) for module in model.modules())
+    assert blocks == CHANGES[library][1]
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
     convert(cfg, tmp_path / 'a.pth', tmp_path / 'deploy.pth')
     deploy = build_model(load_config(tmp_path / 'deploy.py')).eval()
