@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from ..backbones.key_names import named_for
 from ..backbones.pretrained import imitation
 from ..checkpoints.state_dict import misfit, unusable, with_counters
+from ..convs import ReparamConv2d
 from ..convs.convert.plain import imitating, plain_reference, wanted
 from ..errors import UserError
 from .squeezed_step import unwrap
@@ -72,6 +73,12 @@ class LoadFromHook(Hook):
             for key, value in found.items()
             if key in needed and value.shape == needed[key].shape
         }
+        # A block is loaded whole, or not at all.
+        for name, module in model.named_modules():
+            if isinstance(module, ReparamConv2d):
+                own = {key for key in needed if key.startswith(f'{name}.')}
+                if any(not key.endswith('num_batches_tracked') for key in own - fitting.keys()):
+                    fitting = {key: v for key, v in fitting.items() if key not in own}
         difference = misfit(needed, with_counters(needed, found))
         if difference and not (self.partial and fitting):
             raise UserError(

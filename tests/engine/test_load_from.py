@@ -17,9 +17,9 @@ WIDE = dict(stem_channels=24)  # enough for the stem to have any kernel
 FLOAT32 = 1e-5
 
 
-def classifier(reparam='OREPA', classes=3):
+def classifier(reparam='OREPA', classes=3, **options):
     torch.manual_seed(0)
-    backbone = {**BACKBONE, **WIDE, 'reparam': reparam}
+    backbone = {**BACKBONE, **WIDE, 'reparam': reparam, **options}
     model = dict(
         type='mmpretrain.ImageClassifier',
         backbone=backbone,
@@ -105,6 +105,18 @@ def test_a_part_where_it_is_asked_for(tmp_path):
         torch.testing.assert_close(
             runner.model.backbone(image)[0], other.backbone(image)[0], rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize('reparam', ['OREPA', None])
+def test_a_block_is_loaded_whole_or_not_at_all(reparam, tmp_path):
+    """The first one takes images of other channels; some of its parameters would fit."""
+    other = classifier(reparam, in_channels=4)
+    runner = started(tmp_path, other.state_dict(), partial=True)
+    found = runner.model.backbone
+    assert not torch.equal(found.conv1.squeeze()[:, :3], other.backbone.conv1.weight[:, :3])
+    torch.testing.assert_close(
+        found.layer1[0].conv1.squeeze(), other.backbone.layer1[0].conv1.weight
+    )
 
 
 @pytest.mark.parametrize('wrong', ['nothing', 'deploy form'])

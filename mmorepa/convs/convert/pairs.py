@@ -56,10 +56,9 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
     torchvision and timm hold their children in this order. Where torch.fx can trace the module, or
     the one that runs its container, that also has to pass the convolution's output to the norm and
     to nothing else, in train and eval mode and with each flag of ``forward``: RepViT's BatchNorm,
-    for one, follows a sum. Left out are
-    modules with several names or with a ``forward`` of their own, those that a plain list or
-    attribute holds too, and norms that do more than normalise, except timm's with an activation
-    inside.
+    for one, follows a sum. Left out are modules with several names or with a ``forward`` of their
+    own, those that a plain list or attribute holds too, and norms that do more than normalise,
+    except timm's with an activation inside.
     """
     names = Counter(id(child) for module in model.modules() for child in module._modules.values())
     hidden = held_outside(model)

@@ -35,16 +35,13 @@ def calls_of(modules: Iterable[nn.Module]) -> dict[int, list[Calls]]:
     All are traced at once: preparing torch.fx takes longer than a module's own code.
 
     Args:
-        modules (Iterable[nn.Module]): The modules. A sequence is left out: what it does is known.
+        modules (Iterable[nn.Module]): The modules.
 
     Returns:
         dict[int, list[Calls]]: By the id of each module. What depends on the input cannot be
-        traced and is not there.
+        traced and is not there, nor what an ``nn.Sequential`` does, which is known.
     """
-    runs = {id(module): [] for module in modules}
-    for module in modules:
-        if type(module) is not nn.Sequential:
-            runs[id(module)] = list(_runs(module))
+    runs = {id(module): list(_runs(module)) for module in modules}
     tracer = _Tracer()
 
     def trace() -> None:
@@ -57,7 +54,9 @@ def calls_of(modules: Iterable[nn.Module]) -> dict[int, list[Calls]]:
 
 
 def _runs(module: nn.Module) -> Iterable[tuple]:
-    """The forward passes to look at: module, arguments, whether these are usual, mode."""
+    """The forward passes to look at: the arguments of :meth:`_Tracer.run`."""
+    if type(module) is nn.Sequential:
+        return
     try:
         arguments = inspect.signature(type(module).forward).parameters.values()
     except (TypeError, ValueError):

@@ -119,6 +119,13 @@ class SqueezedTraining:
                     f"{name} is not in mode='squeezed', and DistributedDataParallel reduces the "
                     'gradients of its branches: build the model with it, then wrap'
                 )
+        leaves = {id(block.weight) for block in self.blocks.values() if block.mode == 'squeezed'}
+        for group in optimizer.param_groups:
+            if 'initial_lr' in group and leaves.issuperset(map(id, group['params'])):
+                raise UserError(
+                    'a learning-rate scheduler was made before SqueezedTraining, which removes a '
+                    'group of parameters that has kernels alone: make the scheduler after it'
+                )
         self._trained = {name: _may_be_trained(block) for name, block in self.blocks.items()}
         for block in self.blocks.values():
             block.mode = 'squeezed'
@@ -164,11 +171,6 @@ class SqueezedTraining:
                 if id(parameter) in leaves:
                     self.optimizer.state.pop(parameter, None)
             group['params'] = kept
-            if not kept and 'initial_lr' in group:
-                raise UserError(
-                    'a learning-rate scheduler was made before SqueezedTraining, which removes a '
-                    'group of parameters that has kernels alone: make the scheduler after it'
-                )
         groups[:] = [group for group in groups if group['params']]
         held = {id(p) for group in groups for p in group['params']}
         for name, block in self.blocks.items():
