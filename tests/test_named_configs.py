@@ -33,8 +33,8 @@ def test_mmpretrain_lists_and_builds_them():
     names = mmpretrain.list_models('*orepa*')
     assert {path.stem for path in (ROOT / 'configs/imagenet').glob('orepa*.py')} <= set(names)
     assert not mmpretrain.list_models('*orepa*coco*')
-    model = mmpretrain.get_model('orepa-resnet18_4xb64-120e_in1k')
-    assert blocks(model) == 17
+    model = mmpretrain.get_model('orepa-resnet50_4xb64-120e_in1k')
+    assert blocks(model) == 53
 
 
 def test_mmpretrains_inferencer():

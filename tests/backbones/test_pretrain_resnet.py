@@ -6,7 +6,7 @@ from mmpretrain.models import ResNet
 from mmpretrain.registry import MODELS
 
 from backbones.resnet_contract import COMMON, ResNetContract, image, shapes
-from mmorepa import squeeze
+from mmorepa import OREPAConv2d, squeeze
 from mmorepa.pretrain import OREPAResNet
 
 RESNEXT = dict(type='OREPAResNeXt', depth=50, groups=8, width_per_group=4)
@@ -46,3 +46,11 @@ def test_full_size_keys():
     squeezed = squeeze(OREPAResNet(18))
     assert shapes(squeezed) == shapes(ResNet(18))
     assert squeezed.conv1.weight.shape == torch.Size([64, 3, 7, 7])
+
+
+def test_where_by_kernel_size():
+    reparam = dict(type='OREPA', where=dict(name='layer', kernel_size=[3, 5]))
+    model = OREPAResNet(50, base_channels=4, stem_channels=4, reparam=reparam)
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, OREPAConv2d)}
+    assert [name.rpartition('.')[2] for name in blocks] == ['conv2'] * 16
+    assert {block.kernel_size for block in blocks.values()} == {(3, 3)}
