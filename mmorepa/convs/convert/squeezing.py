@@ -61,8 +61,9 @@ def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
 
     A BatchNorm follows a convolution if it is the next child of the same module and, where torch.fx
     can trace the module that runs them, gets the convolution's output; see
-    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. What torch.fx cannot trace, and a path that
-    only an argument other than a flag opens, are not looked at: check such a model with ``verify``.
+    :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. Not looked at are what torch.fx cannot
+    trace, a ``forward`` that was set on the object of that module, and a path that only an argument
+    other than a flag, or two flags at once, open: check such a model with ``verify``.
     A BatchNorm stays if it or its convolution is shared between several places or has a ``forward``
     of its own, or if a forward hook may see what is between them. Folding is done in float64 and
     stored in the model's dtype. Calling this twice changes nothing.
