@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Leave the libraries out of what is collected as garbage, at each data set by MMEngine."""
+    """Leave the libraries out of what is collected as garbage."""
     gc.collect()
     gc.freeze()
 

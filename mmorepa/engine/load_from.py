@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..backbones.key_names import named_for
@@ -73,13 +75,9 @@ class LoadFromHook(Hook):
             for key, value in found.items()
             if key in needed and value.shape == needed[key].shape
         }
-        # A block is loaded whole, or not at all.
-        for name, module in model.named_modules():
-            if isinstance(module, ReparamConv2d):
-                own = {key for key in needed if key.startswith(f'{name}.')}
-                if any(not key.endswith('num_batches_tracked') for key in own - fitting.keys()):
-                    fitting = {key: v for key, v in fitting.items() if key not in own}
         difference = misfit(needed, with_counters(needed, found))
+        if difference:
+            fitting = _whole_blocks(model, fitting, needed)
         if difference and not (self.partial and fitting):
             raise UserError(
                 f'{source} does not fit the model: {difference}; load_from wants all of it. For a '
@@ -97,3 +95,13 @@ class LoadFromHook(Hook):
                 said += f', a plain network: {imitation(*backbones, len(plain), str(source))}'
         runner.logger.info(said)
         checkpoint['state_dict'] = fitting
+
+
+def _whole_blocks(model: nn.Module, fitting: Mapping, needed: Mapping) -> dict:
+    """A state dict without the blocks of which it has a part alone."""
+    there, parts = with_counters(needed, fitting).keys(), set()
+    for name, module in model.named_modules():
+        if isinstance(module, ReparamConv2d):
+            own = {key for key in needed if key.startswith(f'{name}.')}
+            parts |= own if own - there else set()
+    return {key: value for key, value in fitting.items() if key not in parts}

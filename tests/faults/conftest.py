@@ -67,8 +67,6 @@ def config(digits):
                 f'{loader}.num_workers': 0,
                 f'{loader}.persistent_workers': False,
                 f'{loader}.dataset.data_root': str(digits),
-                # Serialising collects garbage, which takes longer than a training here.
-                f'{loader}.dataset.serialize_data': False,
             }
         cfg = copy.deepcopy(base)
         cfg.merge_from_dict(copy.deepcopy(own | options))

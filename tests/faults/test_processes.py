@@ -9,7 +9,7 @@ import socket
 import pytest
 import torch
 
-from faults.common import differing, in_processes, load
+from faults.common import BATCH, IMAGES, differing, in_processes, load
 from mmorepa import SqueezedTraining
 from mmorepa.checkpoints.models import build_model
 from mmorepa.engine.run import test as evaluate
@@ -88,6 +88,11 @@ def test_sharded_training_is_the_replicated_one(config, trained, folder):
         step = (ddp[name] - start[name]).abs().max()
         bound = STEP * step + 1e-6 * start[name].abs().max()
         assert (ddp[name] - fsdp[name]).abs().max() <= bound, name
+
+
+def test_each_process_takes_its_share_of_the_images(trained):
+    steps = -(-IMAGES // (2 * BATCH))
+    assert {checkpoint['meta']['iter'] for checkpoint in trained.values()} == {2 * steps}
 
 
 @pytest.mark.parametrize('kind', KINDS)
