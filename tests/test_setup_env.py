@@ -172,6 +172,25 @@ def test_a_damaged_environment_is_made_anew(environment, damage):
     assert '-m venv' in commands_of(environment)[0]
 
 
+def test_an_environment_is_made_anew_by_its_own_python(tmp_path):
+    folder = tmp_path / 'env'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(folder)], check=True)
+    (folder / 'of_the_old').touch()
+    code = (
+        'import setup_env\n'
+        f'environment = setup_env.Environment("default", setup_env.Path({str(folder)!r}))\n'
+        'run = environment.run\n'
+        'environment.run = lambda title, command, *rest, **more: (\n'
+        '    not "venv" in command or run(title, command, *rest, **more)\n'
+        ')\n'
+        'environment.make()\n'
+    )
+    environ = {**os.environ, 'PYTHONPATH': str(ROOT / 'tools')}
+    subprocess.run([str(folder / 'bin' / 'python'), '-c', code], env=environ, check=True)
+    assert not (folder / 'of_the_old').exists()
+    subprocess.run([str(folder / 'bin' / 'python'), '-c', 'import ssl'], check=True)
+
+
 def test_another_checkout_is_another_project(environment, tmp_path, monkeypatch):
     before = environment.wanted()
     other = tmp_path / 'checkout'

@@ -136,8 +136,10 @@ class Environment:
                     platform.python_version(), self.stack, *(first + last)
                 )
             )
+        # What runs this may be the environment's own Python, which goes with the folder.
+        python = getattr(sys, '_base_executable', sys.executable)
         self.clear()
-        self.run('making the virtual environment', [sys.executable, '-m', 'venv', self.folder])
+        self.run('making the virtual environment', [python, '-m', 'venv', self.folder])
         lock = self.folder / 'requirements.txt'
         lock.write_text(self.lock.read_text())
         uv = f'uv=={pinned(lock, "uv")}'
