@@ -2,6 +2,7 @@
 """Compare configs over seeds: python tools/compare.py CONFIG [CONFIG ...] --out DIR."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import cli
@@ -35,6 +36,12 @@ def parse_args() -> argparse.Namespace:
         '--against',
         metavar='CONFIG',
         help='the config that the others are compared with, seed by seed (default: the first)',
+    )
+    parser.add_argument(
+        '--labels',
+        nargs='+',
+        metavar='TEXT',
+        help='what tables and picture call the configs, one text each (default: their names)',
     )
     parser.add_argument(
         '--records',
@@ -126,6 +133,10 @@ def main() -> int:
     if against not in (None, *names):
         raise UserError(f'no config is called {against}: choose --against from {", ".join(names)}')
 
+    if args.labels and not len(set(args.labels)) == len(args.labels) == len(names):
+        raise UserError(f'{len(names)} configs want as many different --labels: {args.labels}')
+    labels = dict(zip(names, args.labels or names))
+
     def run_all(jobs: list) -> study.Outcome:
         if args.records is None:
             return study.run_all(jobs, metric=args.metric)
@@ -161,11 +172,11 @@ def main() -> int:
     if not outcome.records:
         return 1
     report = summary.summarize(
-        outcome.records,
+        [{**record, 'config': labels[record['config']]} for record in outcome.records],
         [f'{job.name} seed {job.seed}: {reason}' for job, reason in failures],
         args.metric,
-        against,
-        choices,
+        labels.get(against),
+        [replace(choice, config=labels[choice.config]) for choice in choices],
     )
     print(summary.to_markdown(report), end='')
     summary.write_markdown(report, args.out / 'table.md')

@@ -190,12 +190,24 @@ def test_another_place_goes_on_from_the_records(workplace, table, run_forked):
     assert len(kept.splitlines()) == 2 + 4  # a line a run
     arguments = ['again.py', 'tiny.py', '--seeds', *SEEDS, *OPTIONS, *OPTIONS_FOR]
     arguments += ['--out', 'elsewhere', '--records', RECORDS, '--against', 'tiny.py']
+    arguments += ['--labels', 'it again', 'tiny, once']
     text = run_forked(workplace, *command(*arguments))
     assert text.count(': done before, accuracy/top1 ') == 4
     assert (workplace / RECORDS).read_text() == kept
     again = json.loads((workplace / 'elsewhere' / 'table.json').read_text())
-    assert again['summaries'] == table['summaries'][::-1]
-    assert [difference['against'] for difference in again['differences']] == ['tiny']
+    expected = table['summaries'][::-1]
+    assert again['summaries'] == [
+        {**one, 'config': label} for one, label in zip(expected, ('it again', 'tiny, once'))
+    ]
+    (difference,) = again['differences']
+    assert (difference['config'], difference['against']) == ('it again', 'tiny, once')
+
+
+@pytest.mark.parametrize('labels', [['one'], ['one', 'one']])
+def test_labels_are_one_for_each_config(workplace, run_forked, labels):
+    arguments = ['tiny.py', 'again.py', '--out', 'labelled', '--labels', *labels]
+    text = run_forked(workplace, *command(*arguments), code=2)
+    assert 'error: 2 configs want as many different --labels: ' in text
 
 
 def test_a_config_is_compared_at_its_best_rate(workplace, run_forked):
