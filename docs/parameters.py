@@ -38,7 +38,7 @@ HEAD = """\
 
 The number of parameters of every config's model, heads included, in its three forms. *Training*
 counts the branches and everything else that the checkpoint holds, but not the kernels that
-`mode='squeezed'` keeps as well. In the *squeezed* form each block is one plain convolution, so it
+`mode='squeezed'` keeps as well. In the *plain* form each block is one plain convolution, so it
 has the size of the plain network. In the *deploy* form the BatchNorms are folded too. *Blocks* is
 the number of re-parameterised convolutions. `python docs/parameters.py` writes this page.
 """
@@ -52,7 +52,7 @@ class Size(NamedTuple):
     """Parameters of a model in its three forms, and its number of blocks."""
 
     training: int
-    squeezed: int
+    plain: int
     deploy: int
     blocks: int
 
@@ -97,7 +97,7 @@ def count(cfg: Config, known: dict[str, Size]) -> Size:
     model = build(cfg)
     training, blocks = count_parameters(model), count_blocks(model)
     if blocks:
-        # A squeezed network is the plain one. Kernels are not generated on the meta device.
+        # Kernels are not generated on the meta device.
         plain = copy.deepcopy(cfg)
         plain.model.backbone.reparam = None
         return size(plain, known)._replace(training=training, blocks=blocks)
@@ -140,7 +140,7 @@ def page(sizes: dict[Path, Size]) -> str:
     lines = [HEAD]
     for folder, title in FOLDERS.items():
         lines += [f'## {title}', '']
-        lines += ['| config | training | squeezed | deploy | blocks |', '|---|--:|--:|--:|--:|']
+        lines += ['| config | training | plain | deploy | blocks |', '|---|--:|--:|--:|--:|']
         for path in config_files(folder):
             link = f'[{path.stem}](../configs/{folder}/{path.name})'
             found = sizes[path]

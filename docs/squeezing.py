@@ -61,11 +61,11 @@ def main():
     )
     for i, (name, what) in enumerate(BRANCHES):
         y = 5.5 - 0.75 * i
-        box(ax, 0, y, 3.6, 0.52, what, KERNEL)
-        box(ax, 4.0, y, 1.7, 0.52, 'scale', KERNEL)
-        arrow(ax, (3.62, y + 0.26), (3.98, y + 0.26))
-        arrow(ax, (5.72, y + 0.26), (6.58, 3.88))
-        ax.text(1.8, y - 0.11, name, ha='center', va='center', fontsize=6.5, color='#777777')
+        box(ax, 0, y, 3.6, 0.46, what, KERNEL)
+        box(ax, 4.0, y, 1.7, 0.46, 'scale', KERNEL)
+        arrow(ax, (3.62, y + 0.23), (3.98, y + 0.23))
+        arrow(ax, (5.72, y + 0.23), (6.58, 3.88))
+        ax.text(1.8, y - 0.14, name, ha='center', va='center', fontsize=6.5, color='#777777')
     box(ax, 6.6, 3.6, 0.6, 0.56, '+', KERNEL)
     arrow(ax, (7.22, 3.88), (7.78, 3.88))
     box(ax, 7.8, 3.5, 1.9, 0.76, 'one kernel\n(O, I/g, k, k)', KERNEL)
@@ -88,7 +88,14 @@ def main():
     box(ax, 6.6, 0.1, 0.8, 0.56, 'ReLU', MAP)
     arrow(ax, (4.62, 0.38), (4.88, 0.38))
     arrow(ax, (6.32, 0.38), (6.58, 0.38))
-    ax.text(3.6, -0.12, 'squeezed form: the plain network', ha='center', va='top', fontsize=8)
+    ax.text(
+        3.6,
+        -0.12,
+        'plain form: the stock network, BatchNorm kept',
+        ha='center',
+        va='top',
+        fontsize=8,
+    )
     box(ax, 8.6, 0.1, 3.9, 0.56, 'nn.Conv2d with bias', MAP)
     box(ax, 12.8, 0.1, 0.8, 0.56, 'ReLU', MAP)
     arrow(ax, (12.52, 0.38), (12.78, 0.38))

@@ -141,9 +141,7 @@ def factor(text: str) -> float:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add what a model is built from and loaded from: CONFIG, CHECKPOINT and ``--cfg-options``."""
     parser.add_argument('config', help='the config that the checkpoint was trained with')
-    parser.add_argument(
-        'checkpoint', help='the checkpoint file, in training, squeezed or deploy form'
-    )
+    parser.add_argument('checkpoint', help='the checkpoint file, in training, plain or deploy form')
     add_config_options(parser)
 
 

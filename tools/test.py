@@ -10,8 +10,7 @@ import cli
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Evaluate a checkpoint in training, squeezed or deploy form; the form is '
-        'found out'
+        description='Evaluate a checkpoint in training, plain or deploy form; the form is found out'
     )
     cli.add_model(parser)
     parser.add_argument('--work-dir', help='where logs go')

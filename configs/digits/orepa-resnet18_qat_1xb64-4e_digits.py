@@ -4,11 +4,11 @@ custom_imports = dict(
     imports=['mmorepa.pretrain', 'mmorepa.deploy.quantization'], allow_failed_imports=False
 )
 
-# The squeezed form is the plain network, and gets fake quantization ...
+# The plain form is the plain network, and gets fake quantization ...
 model = dict(type='QATForm', architecture='ImageClassifier', backbone=dict(reparam=None))
 custom_hooks = [dict(type='QATHook', freeze_at=0.75)]
 # ... and what tools/convert.py --keep-bn made of the trained checkpoint.
-load_from = 'work_dirs/orepa-resnet18_1xb64-10e_digits/squeezed.pth'
+load_from = 'work_dirs/orepa-resnet18_1xb64-10e_digits/plain.pth'
 
 # Four epochs at a twenty-fifth of the rate that it was trained with.
 optim_wrapper = dict(optimizer=dict(lr=0.001))

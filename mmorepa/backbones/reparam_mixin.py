@@ -114,7 +114,7 @@ class ReparamMixin:
         if mode and self.deploy:
             warnings.warn(
                 f'{type(self).__name__} is in deploy form, without BatchNorms, and will not train '
-                'well: fine-tune the training form, or the squeezed form of convert.py --keep-bn',
+                'well: fine-tune the training form, or the plain form of convert.py --keep-bn',
                 stacklevel=2,
             )
         return self

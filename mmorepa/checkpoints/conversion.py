@@ -1,4 +1,4 @@
-"""Converting a training checkpoint to its squeezed or deploy form."""
+"""Converting a training checkpoint to its plain or deploy form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Conversion:
 
     Attributes:
         source_form (str): The form of the checkpoint that was read.
-        form (str): The form of the one that was written, ``'squeezed'`` or ``'deploy'``.
+        form (str): The form of the one that was written, ``'plain'`` or ``'deploy'``.
         blocks (int): Blocks squeezed.
         norms (int): BatchNorms folded, those inside of blocks included.
         parameters (tuple[int, int]): Parameters of the model, before and after.
@@ -61,7 +61,7 @@ def convert(
     force: bool = False,
     probe_size: int = 224,
 ) -> Conversion:
-    """Write the squeezed or deploy form of a checkpoint, and a config that fits it beside it.
+    """Write the plain or deploy form of a checkpoint, and a config that fits it beside it.
 
     ``meta`` is kept, with the form noted in it; optimizer state and the like are left out. The
     two forms are compared on a random image, and nothing is written unless they agree.
@@ -108,7 +108,7 @@ def convert(
             'tools/analyze.py diff names the layers'
         )
 
-    form = 'squeezed' if keep_bn else 'deploy'
+    form = 'plain' if keep_bn else 'deploy'
     meta = dict(source.checkpoint['meta'], mmorepa=dict(form=form, version=__version__))
     # Both or neither: the config gets its name once the checkpoint has its own.
     with written_whole(out_config, force) as temporary:
@@ -129,7 +129,7 @@ def convert(
 
 
 def deployed_config(cfg: Config, keep_bn: bool) -> Config:
-    """The config that builds the squeezed or deploy form; see ``DeployForm``."""
+    """The config that builds the plain or deploy form; see ``DeployForm``."""
     cfg = copy.deepcopy(cfg)
     if not is_of_type(cfg.model, 'DeployForm'):
         cfg.model.update(architecture=cfg.model.type, type='DeployForm')

@@ -14,7 +14,7 @@ from ..errors import UserError
 from .state_dict import misfit, unusable
 
 #: The forms in the order in which one becomes the next, with what turns a model into each.
-FORMS = dict(training=lambda model: model, squeezed=squeeze, deploy=switch_to_deploy)
+FORMS = dict(training=lambda model: model, plain=squeeze, deploy=switch_to_deploy)
 
 #: What follows from a tensor too many or too few.
 ANOTHER = (
@@ -30,12 +30,12 @@ def form_of(model: nn.Module) -> str:
         model (nn.Module): Any model.
 
     Returns:
-        str: ``'training'`` if it has blocks, else ``'squeezed'`` if it has BatchNorms to be
+        str: ``'training'`` if it has blocks, else ``'plain'`` if it has BatchNorms to be
         folded, as a plain network has, else ``'deploy'``.
     """
     if any(isinstance(module, ReparamConv2d) for module in model.modules()):
         return 'training'
-    return 'squeezed' if any(foldable_norms(model)) else 'deploy'
+    return 'plain' if any(foldable_norms(model)) else 'deploy'
 
 
 def load_any_form(
@@ -46,7 +46,7 @@ def load_any_form(
     Args:
         model (nn.Module): The model in training form, as its config builds it. It is changed in
             place, and its weights are of no use after an error.
-        state_dict (Mapping[str, Tensor]): The training, squeezed or deploy form.
+        state_dict (Mapping[str, Tensor]): The training, plain or deploy form.
         source (str): What to call the state dict in an error.
 
     Returns:
@@ -96,7 +96,7 @@ def refuse_other_forms(
     the branches, and the network would compute something else.
 
     Args:
-        model (nn.Module): A model in squeezed or deploy form.
+        model (nn.Module): A model in plain or deploy form.
         state_dict (Mapping[str, Tensor]): The state dict.
         prefix (str): The prefix of the model's names there.
         args: What else a hook gets.

@@ -23,7 +23,7 @@ class Loaded:
 
     Attributes:
         model (nn.Module): The model, on the CPU and in eval mode.
-        form (str): The form that the checkpoint was in: ``'training'``, ``'squeezed'`` or
+        form (str): The form that the checkpoint was in: ``'training'``, ``'plain'`` or
             ``'deploy'``.
         checkpoint (Mapping): All that was read, with ``state_dict`` and ``meta``.
     """
@@ -62,7 +62,7 @@ def load_model(
     Args:
         cfg (Config): A config of mmpretrain, mmdet or mmseg.
         checkpoint (str | os.PathLike): The checkpoint, in any form.
-        form (str, optional): The form that is wanted: ``'training'``, ``'squeezed'`` or
+        form (str, optional): The form that is wanted: ``'training'``, ``'plain'`` or
             ``'deploy'``. By default the checkpoint's own.
 
     Returns:

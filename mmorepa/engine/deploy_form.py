@@ -1,4 +1,4 @@
-"""Building a model in squeezed or deploy form from a config."""
+"""Building a model in plain or deploy form from a config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build_deploy_form(architecture: str, keep_bn: bool = False, **kwargs) -> nn.
 
     Args:
         architecture (str): The ``type`` of the training config, such as ``'ImageClassifier'``.
-        keep_bn (bool): Build the squeezed form, with BatchNorms. Defaults to False.
+        keep_bn (bool): Build the plain form, with BatchNorms. Defaults to False.
         kwargs: The model's own arguments.
 
     Returns:
@@ -29,6 +29,6 @@ def build_deploy_form(architecture: str, keep_bn: bool = False, **kwargs) -> nn.
         checkpoint in another form.
     """
     model = MODELS.build(dict(type=architecture, **kwargs))
-    model = FORMS['squeezed' if keep_bn else 'deploy'](model)
+    model = FORMS['plain' if keep_bn else 'deploy'](model)
     model.register_load_state_dict_pre_hook(refuse_other_forms)
     return model

@@ -218,7 +218,7 @@ def train(
 
 
 def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
-    """Evaluate a checkpoint in training, squeezed or deploy form; the form is detected.
+    """Evaluate a checkpoint in training, plain or deploy form; the form is detected.
 
     Args:
         cfg (Config): From :func:`load_config`: the config that the checkpoint was trained with, or

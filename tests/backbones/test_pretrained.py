@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_an_error(change, prefix, kwargs, message, pretrain
     assert '\n' not in str(info.value)
 
 
-def test_the_squeezed_form_goes_into_the_plain_network(pretrained, tmp_path):
+def test_the_plain_form_goes_into_the_plain_network(pretrained, tmp_path):
     path = save(tmp_path / 'a.pth', squeeze(pretrained).state_dict())
     backbone = build('mmdet', path, reparam=None)
     backbone.init_weights()

@@ -35,7 +35,7 @@ def source(narrow_config, training_checkpoint):
 
 
 @pytest.mark.parametrize(
-    'keep_bn, form, norms', [(False, 'deploy', 20), (True, 'squeezed', 0)], ids=['deploy', 'keep']
+    'keep_bn, form, norms', [(False, 'deploy', 20), (True, 'plain', 0)], ids=['deploy', 'keep']
 )
 class TestWhatIsWritten:
     def test_checkpoint_and_report(
@@ -132,10 +132,10 @@ def test_weights_are_those_that_the_ema_hook_puts_first(
     assert torch.equal(bias, average['head.fc.bias'])
 
 
-def test_squeezed_can_be_folded_later(narrow_config, training_checkpoint, tmp_path):
+def test_plain_form_can_be_folded_later(narrow_config, training_checkpoint, tmp_path):
     convert(narrow_config(), training_checkpoint, tmp_path / 'a.pth', True, probe_size=SIZE)
     done = convert(narrow_config(), tmp_path / 'a.pth', tmp_path / 'b.pth', probe_size=SIZE)
-    assert (done.source_form, done.form, done.norms) == ('squeezed', 'deploy', 20)
+    assert (done.source_form, done.form, done.norms) == ('plain', 'deploy', 20)
 
 
 def test_the_written_config_starts_from_nothing_else(narrow_config, training_checkpoint, tmp_path):

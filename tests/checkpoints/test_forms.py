@@ -1,4 +1,4 @@
-"""Telling training, squeezed and deploy form apart, and refusing what fits none."""
+"""Telling training, plain and deploy form apart, and refusing what fits none."""
 
 import copy
 
@@ -12,7 +12,7 @@ from mmorepa.checkpoints.forms import form_of, load_any_form
 from mmorepa.errors import UserError
 from support import make_trained_like
 
-FORMS = dict(training=lambda model: model, squeezed=squeeze, deploy=switch_to_deploy)
+FORMS = dict(training=lambda model: model, plain=squeeze, deploy=switch_to_deploy)
 
 
 def build(depth=18, **kwargs):
@@ -35,9 +35,9 @@ def test_each_form_is_found_and_loaded(form, trained):
     assert verify(trained, model, torch.randn(1, 3, 32, 32)).within()
 
 
-def test_plain_network_has_the_squeezed_form(trained):
+def test_plain_network_has_the_plain_form(trained):
     model = build(reparam=None)
-    assert load_any_form(model, squeeze(copy.deepcopy(trained)).state_dict()) == 'squeezed'
+    assert load_any_form(model, squeeze(copy.deepcopy(trained)).state_dict()) == 'plain'
 
 
 def test_model_that_is_built_in_deploy_form(trained):

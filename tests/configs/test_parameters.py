@@ -100,9 +100,9 @@ def test_the_metafile_has_the_multiply_adds_of_classifiers(name):
 
 @pytest.mark.parametrize('network', PUBLISHED_RESNETS)
 @pytest.mark.parametrize('prefix', ['', 'dbb-', 'orepa-'])
-def test_squeezed_resnets_have_the_published_size(prefix, network, sizes):
+def test_plain_resnets_have_the_published_size(prefix, network, sizes):
     size = sizes[ROOT / 'configs' / 'imagenet' / f'{prefix}{network}_4xb64-120e_in1k.py']
-    assert size.squeezed == pytest.approx(PUBLISHED_RESNETS[network], abs=ROUNDING)
+    assert size.plain == pytest.approx(PUBLISHED_RESNETS[network], abs=ROUNDING)
 
 
 @pytest.mark.parametrize('network', PUBLISHED_REPVGGS)
@@ -115,11 +115,11 @@ def test_deployed_repvggs_have_the_published_size(prefix, network, sizes):
 def test_blocks_make_a_network_larger_in_training_alone(sizes):
     for path, size in sizes.items():
         if '_qat_' in path.name:  # its BatchNorms are folded while they train
-            assert size.training == size.squeezed == size.deploy, path
+            assert size.training == size.plain == size.deploy, path
         elif size.blocks and not path.name.startswith('tweaked-'):
-            assert size.training > size.squeezed > size.deploy, path
+            assert size.training > size.plain > size.deploy, path
         else:
-            assert size.training == size.squeezed > size.deploy, path
+            assert size.training == size.plain > size.deploy, path
 
 
 @pytest.mark.parametrize(
@@ -143,5 +143,5 @@ def test_the_count_is_that_of_a_real_conversion(config, options):
     size = SCRIPT['size'](cfg, {})
     model = build_model(cfg)
     assert size.training == count_parameters(model)
-    assert size.squeezed == count_parameters(squeeze(copy.deepcopy(model)))
+    assert size.plain == count_parameters(squeeze(copy.deepcopy(model)))
     assert size.deploy == count_parameters(switch_to_deploy(model))

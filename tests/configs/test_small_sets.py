@@ -145,7 +145,7 @@ class TestFashion:
 
 
 @pytest.mark.parametrize(
-    ('folder', 'forms'), [('digits', ['training']), ('fashion', ['deploy', 'squeezed'])]
+    ('folder', 'forms'), [('digits', ['training']), ('fashion', ['deploy', 'plain'])]
 )
 def test_weights_that_come_with_the_package_fit_their_config(folder, forms):
     models = yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())['Models']

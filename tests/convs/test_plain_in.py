@@ -107,7 +107,7 @@ def test_blocks_own_state_dicts_load_as_ever(block):
 
 
 @pytest.mark.parametrize('block', ['OREPA', 'DBB', 'MobileOne'])
-def test_the_squeezed_form_is_a_plain_network(block):
+def test_the_plain_form_is_a_plain_network(block):
     trained = network(block).eval()
     x = torch.randn(2, 3, 32, 32)
     expected = trained(x)

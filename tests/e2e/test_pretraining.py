@@ -140,7 +140,7 @@ def test_demo_of_finetuning(workplace, trained, command, experiment, options, mo
 
 
 def test_keep_bn_with_metrics_before_and_after(workplace, trained, command):
-    text = command('convert.py', *trained, 'squeezed.pth', '--keep-bn', '--verify')
+    text = command('convert.py', *trained, 'plain.pth', '--keep-bn', '--verify')
     assert '17 blocks squeezed, 0 BatchNorms folded' in text
     metrics = re.search(r'on the test set: (.*) before, (.*) after', text)
     assert metrics[1] == metrics[2]
@@ -154,8 +154,8 @@ def test_keep_bn_with_metrics_before_and_after(workplace, trained, command):
         ('orepa-resnet18', orepa, ', a plain network: 16 blocks imitate its convolutions'),
     ]:
         config = ROOT / f'configs/digits/{config}_1xb64-10e_digits.py'
-        text = command('train.py', config, '--no-validate', '--init', 'squeezed.pth', *options)
-        assert f'loaded all 120 tensors of squeezed.pth{said}' in text
+        text = command('train.py', config, '--no-validate', '--init', 'plain.pth', *options)
+        assert f'loaded all 120 tensors of plain.pth{said}' in text
         assert 'left 2 of other parts' in text
 
 

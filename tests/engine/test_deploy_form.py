@@ -1,4 +1,4 @@
-"""A config of the squeezed or deploy form takes the checkpoint of that form only."""
+"""A config of the plain or deploy form takes the checkpoint of that form only."""
 
 import copy
 import pickle
@@ -18,11 +18,11 @@ def torchs(model, state_dict):
 
 
 @pytest.mark.parametrize('load', [load_state_dict, torchs], ids=['mmengine', 'torch'])
-@pytest.mark.parametrize('form', ['squeezed', 'deploy'])
+@pytest.mark.parametrize('form', ['plain', 'deploy'])
 def test_checkpoints_of_other_forms_are_refused(form, load, narrow_config):
     """Loaders that are not strict, as the inferencers' is, would leave out a part in silence."""
     cfg = narrow_config()
-    model = build_model(deployed_config(cfg, keep_bn=form == 'squeezed'))
+    model = build_model(deployed_config(cfg, keep_bn=form == 'plain'))
     for other in FORMS:
         state_dict = FORMS[other](make_trained_like(build_model(cfg))).state_dict()
         for taker in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

@@ -112,7 +112,7 @@ class TestDigitsConfig:
         assert torch.equal(model.backbone.conv1.weight, before['conv1.weight'])
         assert torch.equal(model.backbone.layer1[0].conv1.weight, before['layer1.0.conv1.weight'])
 
-    @pytest.mark.parametrize('keep_bn', [True, False], ids=['squeezed', 'deploy'])
+    @pytest.mark.parametrize('keep_bn', [True, False], ids=['plain', 'deploy'])
     def test_converts(self, keep_bn, tmp_path):
         cfg = digits(NAMES[2])
         model = make_trained_like(build_model(cfg))

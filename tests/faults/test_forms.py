@@ -20,7 +20,7 @@ NETWORKS = {
     'DBB': dict(type='OREPAResNet', depth=18, base_channels=8, stem_channels=8, reparam='DBB'),
     'RepVGG': dict(type='OREPARepVGG', arch='A0', base_channels=8),
 }
-FORMS = {'training': lambda model: model, 'squeezed': squeeze, 'deploy': switch_to_deploy}
+FORMS = {'training': lambda model: model, 'plain': squeeze, 'deploy': switch_to_deploy}
 
 
 def saved_and_loaded(model):

@@ -39,7 +39,7 @@ def test_load_from(narrow_config, training_checkpoint):
     assert load_network(cfg).checkpoint == 'epoch_3.pth'
 
 
-@pytest.mark.parametrize('change, form', [(squeeze, 'squeezed'), (switch_to_deploy, 'deploy')])
+@pytest.mark.parametrize('change, form', [(squeeze, 'plain'), (switch_to_deploy, 'deploy')])
 def test_other_forms(change, form, narrow_config, tmp_path):
     path = tmp_path / 'converted.pth'
     torch.save(dict(state_dict=change(build_model(narrow_config())).state_dict()), path)

@@ -85,7 +85,7 @@ def import_official(
         check_out(out_config, [source], force)
 
     cfg = Config.fromfile(ready) if ready else own_config(network, configs)
-    form = 'squeezed' if network.block == 'base' else 'training'
+    form = 'plain' if network.block == 'base' else 'training'
     meta = dict(
         checkpoint.meta,
         official=dict(arch=checkpoint.architecture, type=checkpoint.block),

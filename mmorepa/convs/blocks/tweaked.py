@@ -16,7 +16,7 @@ from .gradient_tweaking import multiplier, tweak
 
 
 class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
-    """The squeezed form of an OREPA block, trained with gradient tweaking.
+    """The plain form of an OREPA block, trained with gradient tweaking.
 
     The weight starts where the block's kernel would start, with the same random numbers. It is a
     parameter as in ``nn.Conv2d``, so state dicts are those of the plain network. The gradient of

@@ -2,7 +2,7 @@
 
 A model has three forms. In the *training* form convolutions are OREPA or other blocks. ``squeeze``
 turns each block into its equivalent plain convolution and keeps the BatchNorms. This is the
-*squeezed* form, whose state dict is that of the plain network. ``switch_to_deploy`` folds the
+*plain* form, whose state dict is that of the plain network. ``switch_to_deploy`` folds the
 BatchNorms as well. This is the *deploy* form.
 """
 
@@ -192,7 +192,7 @@ def verify(before: nn.Module, after: nn.Module, *args, **kwargs) -> Agreement:
 
     Args:
         before (nn.Module): The training form.
-        after (nn.Module): The squeezed or deploy form.
+        after (nn.Module): The plain or deploy form.
         args: The models' positional arguments.
         kwargs: The models' keyword arguments.
 

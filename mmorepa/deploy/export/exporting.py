@@ -32,7 +32,7 @@ class Export:
     """What an export did.
 
     Attributes:
-        source_form (str): The form of the checkpoint, ``'training'``, ``'squeezed'`` or
+        source_form (str): The form of the checkpoint, ``'training'``, ``'plain'`` or
             ``'deploy'``.
         outputs (dict[str, tuple[int, ...]]): The names of the outputs, and their shapes for the
             first probe.

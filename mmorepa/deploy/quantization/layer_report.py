@@ -72,7 +72,7 @@ def study(
     Args:
         cfg (Config): The config that the checkpoint was trained with.
         checkpoint (str | os.PathLike): The checkpoint, in any form. If it is in training or
-            squeezed form, the weights before folding are measured too.
+            plain form, the weights before folding are measured too.
         calibration (int): The number of images of the training set. Defaults to 256.
         per_channel (bool): Whether each output channel of a weight has a scale. Defaults to True.
         evaluate (bool): Whether to evaluate the test set for each layer. Defaults to True.
@@ -97,14 +97,14 @@ def study(
             batches,
             per_channel,
             tests and tests.evaluate,
-            squeezed_form(cfg, checkpoint),
+            plain_form(cfg, checkpoint),
             _progress,
         ),
     )
 
 
-def squeezed_form(cfg: Config, checkpoint: str | os.PathLike):
-    """The squeezed form of a checkpoint; None if its BatchNorms are folded or being trained in."""
+def plain_form(cfg: Config, checkpoint: str | os.PathLike):
+    """The plain form of a checkpoint; None if its BatchNorms are folded or being trained in."""
     if is_qat(cfg):
         return None
     loaded = load_model(cfg, checkpoint)

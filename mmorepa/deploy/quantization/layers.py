@@ -159,7 +159,7 @@ def measure(
     calibration: Sequence[Tensor],
     per_channel: bool = True,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    squeezed: nn.Module | None = None,
+    plain: nn.Module | None = None,
     progress: Callable[[Sequence], Iterator] = iter,
 ) -> Measurement:
     """Quantize each layer of a network alone, and then all of them.
@@ -175,7 +175,7 @@ def measure(
         per_channel (bool): Whether each output channel of a weight has a scale. Defaults to True.
         evaluate (Callable, optional): Gives the metrics of the model. It is called with each layer
             quantized alone, with all layers quantized, and with none.
-        squeezed (nn.Module, optional): The same network before BatchNorms were folded, for
+        plain (nn.Module, optional): The same network before BatchNorms were folded, for
             ``unfolded``.
         progress (Callable): Wraps the list of layers in a progress bar. By default there is none.
 
@@ -189,7 +189,7 @@ def measure(
         if isinstance(module, (nn.Conv2d, nn.Linear))
     }
     expected = observe(network, quantizers, calibration)
-    before = dict(squeezed.named_modules()) if squeezed else {}
+    before = dict(plain.named_modules()) if plain else {}
     layers = [
         measure_layer(name, quantizer, network, calibration, expected, before.get(name), evaluate)
         for name, quantizer in progress(list(quantizers.items()))

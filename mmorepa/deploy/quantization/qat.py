@@ -1,8 +1,8 @@
-"""Quantization-aware training: the squeezed form with fake quantization in its backbone.
+"""Quantization-aware training: the plain form with fake quantization in its backbone.
 
 Weights and activations are rounded to 8 bits in the forward pass and keep their gradients (Jacob et
 al., CVPR 2018). BatchNorms are there and are folded into the rounded weights on the fly, which is
-why training starts from the squeezed form and not from the deploy form.
+why training starts from the plain form and not from the deploy form.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .tracing import traced
 
 @MODELS.register_module(name='QATForm')
 def build_qat_form(architecture: str, **kwargs) -> nn.Module:
-    """Build a model of any library, squeezed, with fake quantization in its backbone.
+    """Build a model of any library, in plain form, with fake quantization in its backbone.
 
     A config takes it as it takes ``DeployForm``, and wants :class:`QATHook` beside it::
 
         model = dict(type='QATForm', architecture='ImageClassifier', backbone=dict(reparam=None))
         custom_hooks = [dict(type='QATHook')]
-        load_from = 'squeezed.pth'
+        load_from = 'plain.pth'
 
     ``reparam=None`` builds the plain network at once; without it the blocks are built and squeezed.
     A backbone with ``norm_eval=True``, as detectors have, keeps the statistics of its BatchNorms.
@@ -60,7 +60,7 @@ def with_fake_quantization(model: nn.Module) -> nn.Module:
     """Squeeze the backbone of a model and put fake quantization into it, in place.
 
     Args:
-        model (nn.Module): A model in training or squeezed form.
+        model (nn.Module): A model in training or plain form.
 
     Returns:
         nn.Module: The model.
@@ -72,7 +72,7 @@ def with_fake_quantization(model: nn.Module) -> nn.Module:
     if not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
         raise UserError(
             f'{type(backbone).__name__} is in deploy form, its BatchNorms are folded: '
-            'quantization-aware training wants the training or squeezed form'
+            'quantization-aware training wants the training or plain form'
         )
     norm_eval = getattr(backbone, 'norm_eval', False)
     with quiet_torch():
@@ -113,7 +113,7 @@ def load_float(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
 
     Args:
         cfg (Config): The config that the checkpoint was trained with.
-        checkpoint (str | os.PathLike): Training, squeezed or deploy form; for a config with
+        checkpoint (str | os.PathLike): Training, plain or deploy form; for a config with
             ``QATForm``, what that trained.
 
     Returns:

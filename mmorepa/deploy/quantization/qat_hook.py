@@ -21,7 +21,7 @@ from .qat import float_config, with_fake_quantization
 class QATHook(Hook):
     """Starts quantization-aware training from a float checkpoint, and freezes it near the end.
 
-    - The config's ``load_from`` may be a squeezed checkpoint (``convert.py --keep-bn``), or, if the
+    - The config's ``load_from`` may be a plain checkpoint (``convert.py --keep-bn``), or, if the
       config builds the blocks, a training checkpoint; its keys are brought into those of
       ``QATForm``.
     - From ``freeze_at`` on, observers no longer move the ranges of activations, and training
@@ -64,7 +64,7 @@ class QATHook(Hook):
         if not runner._has_loaded:
             raise UserError(
                 'quantization-aware training starts from a trained network: '
-                'give its squeezed checkpoint with --cfg-options load_from=FILE'
+                'give its plain checkpoint with --cfg-options load_from=FILE'
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
@@ -97,7 +97,7 @@ def qat_state_dict(cfg: Config, state_dict: dict[str, Tensor]) -> dict[str, Tens
 
     Args:
         cfg (Config): A config with ``QATForm``.
-        state_dict (dict[str, Tensor]): The squeezed form, or the training form if the config builds
+        state_dict (dict[str, Tensor]): The plain form, or the training form if the config builds
             blocks.
 
     Raises:
@@ -108,11 +108,11 @@ def qat_state_dict(cfg: Config, state_dict: dict[str, Tensor]) -> dict[str, Tens
         form = load_any_form(model, state_dict, 'load_from')
     except UserError as error:
         raise UserError(
-            f'{error}; wanted the squeezed form, as tools/convert.py --keep-bn writes it'
+            f'{error}; wanted the plain form, as tools/convert.py --keep-bn writes it'
         ) from None
     if form == 'deploy':
         raise UserError(
             'load_from is in deploy form, its BatchNorms are folded: '
-            'wanted the squeezed form, as tools/convert.py --keep-bn writes it'
+            'wanted the plain form, as tools/convert.py --keep-bn writes it'
         )
     return dict(with_fake_quantization(model).state_dict())

@@ -61,7 +61,7 @@ def quantize(
     Args:
         cfg (Config): The training config, from ``load_config``. With ``QATForm`` and backend
             ``'torch'`` the ranges are those that training found.
-        checkpoint (str | os.PathLike): The checkpoint, in training, squeezed or deploy form.
+        checkpoint (str | os.PathLike): The checkpoint, in training, plain or deploy form.
         out (str | os.PathLike): The file to write. Its ending is that of the backend, ``.onnx`` or
             ``.pt``; :func:`mmorepa.deploy.quantization.open_int8` reads it. The JSON file has the
             same name with ``.json``.

@@ -93,7 +93,7 @@ def compare_layers(model: nn.Module, images: Tensor) -> tuple[list[Layer], Agree
     """Run both forms of a model and compare them at every layer that changes.
 
     Args:
-        model (nn.Module): Classifier, detector or segmentor, in training or squeezed form. Left as
+        model (nn.Module): Classifier, detector or segmentor, in training or plain form. Left as
             it was.
         images (Tensor): (N, 3, H, W), normalised.
 

@@ -178,7 +178,7 @@ def study(
 
     Args:
         cfg (Config): Of mmpretrain, mmdet or mmseg, from ``load_config``.
-        checkpoint (str | os.PathLike, optional): One in training or squeezed form; by default as
+        checkpoint (str | os.PathLike, optional): One in training or plain form; by default as
             training starts.
         from_data (bool): True runs the first batch of the config's test data, False the random
             image of ``convert.py``. Defaults to False.

@@ -798,7 +798,7 @@ class TestCommand:
         assert written['meta']['official'] == dict(arch='RepVGG-A0', type='RepVGG')
         assert all(torch.equal(written['state_dict'][key], state[key]) for key in state)
 
-    @pytest.mark.parametrize('reparam, form', [('OREPA', 'training'), (None, 'squeezed')])
+    @pytest.mark.parametrize('reparam, form', [('OREPA', 'training'), (None, 'plain')])
     def test_config_of_its_own(self, reparam, form, tmp_path):
         model = narrow(reparam)
         path = save(as_saved_in_training(to_official(model.state_dict())), tmp_path / 'a.pth.tar')

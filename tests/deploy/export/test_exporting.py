@@ -42,7 +42,7 @@ def checkpoint(small_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'form, change', [('training', lambda m: m), ('squeezed', squeeze), ('deploy', switch_to_deploy)]
+    'form, change', [('training', lambda m: m), ('plain', squeeze), ('deploy', switch_to_deploy)]
 )
 def test_any_form_gives_the_same_graph(form, change, checkpoint, tmp_path):
     lines = []

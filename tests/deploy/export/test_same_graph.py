@@ -50,12 +50,12 @@ def test_of_resnets(kind, small_model, tmp_path):
     assert 'BatchNormalization' not in operators
 
 
-def test_of_the_squeezed_form(small_model, tmp_path):
+def test_of_the_plain_form(small_model, tmp_path):
     model = small_model('classifier')
     deployed = structure(
         TensorModel(switch_to_deploy(model, inplace=False)), tmp_path / 'deploy.onnx'
     )
-    assert structure(TensorModel(squeeze(model)), tmp_path / 'squeezed.onnx') == deployed
+    assert structure(TensorModel(squeeze(model)), tmp_path / 'plain.onnx') == deployed
 
 
 @pytest.mark.parametrize('groups', [1, 2])

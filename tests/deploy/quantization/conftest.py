@@ -72,10 +72,10 @@ def checkpoint(config, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def squeezed(config, checkpoint):
-    """The squeezed form of it."""
+def plain(config, checkpoint):
+    """The plain form of it."""
     return convert(
-        config(), checkpoint, checkpoint.with_name('squeezed.pth'), keep_bn=True, probe_size=SIDE
+        config(), checkpoint, checkpoint.with_name('plain.pth'), keep_bn=True, probe_size=SIDE
     ).out
 
 

@@ -78,14 +78,14 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def squeezed():
+def plain():
     net = Net().eval()
     net.norm.weight.data[0] = 50.0
     return net
 
 
-def test_measure(squeezed):
-    model = switch_to_deploy(squeezed, inplace=False)
+def test_measure(plain):
+    model = switch_to_deploy(plain, inplace=False)
     before = copy.deepcopy(model.state_dict())
     images = [torch.rand(4, 3, 8, 8) - 0.25 for _ in range(2)]
     evaluated = []
@@ -94,7 +94,7 @@ def test_measure(squeezed):
         evaluated.append(network(images[0]))
         return dict(accuracy=float(len(evaluated)))
 
-    found = measure(model, images, evaluate=evaluate, squeezed=squeezed)
+    found = measure(model, images, evaluate=evaluate, plain=plain)
     first, second = found.layers
     assert [layer.name for layer in found.layers] == ['first', 'second']
     # Each layer alone, all, and none.
@@ -118,8 +118,8 @@ def test_measure(squeezed):
     assert 20 < found.all_sqnr < 60
 
 
-def test_one_scale_is_worse_where_channels_differ(squeezed):
-    model = switch_to_deploy(squeezed)
+def test_one_scale_is_worse_where_channels_differ(plain):
+    model = switch_to_deploy(plain)
     images = [torch.rand(4, 3, 8, 8)]
     by_channel, by_tensor = (
         measure(model, images, per_channel).layers[0] for per_channel in (True, False)

@@ -11,8 +11,8 @@ from mmorepa.deploy.quantization.qat import load_float
 from mmorepa.errors import UserError
 
 
-def test_every_form_gives_one_network(config, checkpoint, squeezed):
-    first, second = (load_float(config(), path) for path in (checkpoint, squeezed))
+def test_every_form_gives_one_network(config, checkpoint, plain):
+    first, second = (load_float(config(), path) for path in (checkpoint, plain))
     assert form_of(first) == 'deploy'
     assert verify(first, second, torch.randn(2, 3, 48, 48)).within(1e-4)
 

@@ -80,11 +80,11 @@ def same(first, second):
 
 
 @pytest.fixture(scope='session')
-def trained(qat_config, squeezed, tmp_path_factory):
+def trained(qat_config, plain, tmp_path_factory):
     """Two epochs, frozen from the second on, and what was seen on the way."""
     folder = tmp_path_factory.mktemp('qat')
     hooks = [dict(type='QATHook', freeze_at=0.5), dict(type='mmorepa.IterSeedHook')]
-    cfg = qat_config(folder, load_from=str(squeezed), custom_hooks=hooks)
+    cfg = qat_config(folder, load_from=str(plain), custom_hooks=hooks)
     seed_samples(cfg)
     runner = build_runner(cfg)
     watch = Watch(runner)
@@ -92,12 +92,12 @@ def trained(qat_config, squeezed, tmp_path_factory):
     return folder, watch.seen, runner
 
 
-def test_ranges_and_statistics_move_until_they_are_frozen(trained, squeezed):
+def test_ranges_and_statistics_move_until_they_are_frozen(trained, plain):
     _, seen, _ = trained
     (_, at_1, stats_1), (_, after_val, _), (_, at_2, stats_2), _ = seen
     assert same(at_1, after_val)  # validation images move nothing
     assert same(at_1, at_2) and same(stats_1, stats_2)
-    begin = load_checkpoint(squeezed)['state_dict']
+    begin = load_checkpoint(plain)['state_dict']
     assert not torch.equal(begin['backbone.bn1.running_mean'], stats_1['backbone.conv1.bn'])
 
 
@@ -128,26 +128,26 @@ def test_resuming_is_bit_for_bit(trained, qat_config, tmp_path):
     assert differing(load(folder / 'epoch_2.pth'), load(tmp_path / 'epoch_2.pth')) == []
 
 
-def test_resuming_with_an_average_and_accumulation(qat_config, squeezed, tmp_path):
+def test_resuming_with_an_average_and_accumulation(qat_config, plain, tmp_path):
     options = {
         'custom_hooks': [dict(type='QATHook'), dict(type='EMAHook')],
         'optim_wrapper.accumulative_counts': 3,
     }
-    train(qat_config(tmp_path / 'whole', load_from=str(squeezed), **options))
+    train(qat_config(tmp_path / 'whole', load_from=str(plain), **options))
     train(qat_config(tmp_path / 'two', **options), resume=tmp_path / 'whole' / 'epoch_1.pth')
     whole, two = (load(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'two'))
     assert differing(whole, two) == []
 
 
 def test_starts_from_a_training_checkpoint_where_the_config_builds_blocks(
-    qat_config, checkpoint, squeezed, tmp_path
+    qat_config, checkpoint, plain, tmp_path
 ):
     options = {
         'train_cfg.max_epochs': 1,
         'train_dataloader.dataset.indices': list(range(0, 1438, 24)),
     }
     states = []
-    for name, path in (('blocks', checkpoint), ('squeezed', squeezed)):
+    for name, path in (('blocks', checkpoint), ('plain', plain)):
         cfg = qat_config(tmp_path / name, load_from=str(path), **options)
         cfg.model.backbone.reparam = REPARAM if name == 'blocks' else None
         train(cfg, validate=False)
@@ -161,9 +161,9 @@ def test_starts_from_a_training_checkpoint_where_the_config_builds_blocks(
 def test_checkpoint_without_a_fit_gets_one_line(qat_config, config, checkpoint, tmp_path):
     deploy = convert(config(), checkpoint, tmp_path / 'deploy.pth', probe_size=32).out
     for path, message in [
-        (deploy, 'load_from is in deploy form, .* wanted the squeezed form'),
-        (checkpoint, 'does not fit .* wanted the squeezed form, as tools/convert.py --keep-bn'),
-        (None, 'starts from a trained network: give its squeezed checkpoint'),
+        (deploy, 'load_from is in deploy form, .* wanted the plain form'),
+        (checkpoint, 'does not fit .* wanted the plain form, as tools/convert.py --keep-bn'),
+        (None, 'starts from a trained network: give its plain checkpoint'),
     ]:
         cfg = qat_config(tmp_path / 'work', load_from=path and str(path))
         with pytest.raises(UserError, match=message) as raised:

@@ -684,7 +684,7 @@ class TestStudy:
         assert after.lr_mults == dict(mults, block=1)
         assert after.suggest() == pytest.approx(mults, rel=TWO_DIGITS)
 
-    @pytest.mark.parametrize('change, form', [(squeeze, 'squeezed'), (switch_to_deploy, 'deploy')])
+    @pytest.mark.parametrize('change, form', [(squeeze, 'plain'), (switch_to_deploy, 'deploy')])
     def test_converted_checkpoints(self, change, form, narrow_config, tmp_path):
         cfg = narrow_config()
         path = tmp_path / 'converted.pth'

@@ -91,7 +91,7 @@ def compare(model):
         (lambda: Net(DBBConv2d), ['OREPAConv2d 3x3', 'DBBConv2d 3x3', 'OREPAConv2d 1x1']),
         (lambda: squeeze(Net()), ['Conv2d 3x3', 'Conv2d 3x3']),
     ],
-    ids=['OREPA', 'DBB', 'squeezed'],
+    ids=['OREPA', 'DBB', 'plain'],
 )
 def test_where_all_is_well(make, kinds):
     layers, agreement = compare(make())
