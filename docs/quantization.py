@@ -10,9 +10,10 @@ import tempfile
 from pathlib import Path
 from statistics import mean, median
 
-from mmorepa.deploy.quantization import Settings, layer_report, quantize
-from mmorepa.deploy.quantization.layer_plots import draw_ranges
+from mmorepa.deploy.quantization import Settings, quantize
 from mmorepa.engine.run import load_config
+from mmorepa.lab.analysis import quantization_report
+from mmorepa.writing import write_figure
 
 PICTURE = Path(__file__).with_name('quantization_ranges.png')
 #: Networks by the beginning of their config's name, and what the picture calls them.
@@ -70,13 +71,14 @@ def main() -> None:
             title for title in NETWORKS.values() if title in firsts and title.startswith(family)
         ]
         picture = PICTURE.with_stem(f'{PICTURE.stem}_{family.split("-")[0].lower()}')
-        draw_ranges([firsts[title] for title in titles], picture, titles)
+        reports = [firsts[title] for title in titles]
+        write_figure(quantization_report.draw_ranges(reports, titles), picture)
 
 
 def look(folder: Path) -> dict:
     """The numbers of one trained network: its weights, and its accuracy in int8."""
     cfg = load_config(folder / 'deploy.py')
-    made = layer_report.study(cfg, folder / 'deploy.pth', CALIBRATION, evaluate=False)
+    made = quantization_report.study(cfg, folder / 'deploy.pth', CALIBRATION, evaluate=False)
     convs = [layer for layer in made.found.layers if len(layer.shape) == 4]
     numbers = dict(
         report=made,

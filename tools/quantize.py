@@ -74,13 +74,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from mmorepa.deploy.quantization import Settings, layer_report
+    from mmorepa.deploy.quantization import Settings
     from mmorepa.engine.run import load_config
+    from mmorepa.lab.analysis import quantization_report
 
     cfg = load_config(args.config, cfg_options=args.cfg_options)
     settings = Settings(args.backend, args.mode, args.per_channel, args.method, args.reduce_range)
     if args.report:
-        layer_report.check_folder(args.report, args.force)
+        quantization_report.check_folder(args.report, args.force)
     if args.out:
         write_int8(cfg, args, settings)
     if args.report:
@@ -106,17 +107,14 @@ def write_int8(cfg, args: argparse.Namespace, settings) -> None:
 
 
 def write_report(cfg, args: argparse.Namespace) -> None:
-    from rich.console import Console
+    from mmorepa.lab.analysis import quantization_report
 
-    from mmorepa.deploy.quantization import layer_report
-
-    found = layer_report.study(
+    report = quantization_report.study(
         cfg, args.checkpoint, args.calibration, args.per_channel, args.evaluate
     )
-    # Wide enough for every column, in a pipe too.
-    Console(width=150, soft_wrap=True).print(layer_report.table(found))
-    layer_report.write(found, args.report)
-    print(f'wrote {", ".join(f"{args.report}/{name}" for name in layer_report.FILES)}')
+    report.show()
+    report.write(args.report)
+    print(f'wrote {", ".join(f"{args.report}/{name}" for name in quantization_report.FILES)}')
 
 
 if __name__ == '__main__':

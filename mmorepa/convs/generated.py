@@ -13,7 +13,7 @@ from ..errors import UserError
 from .context import is_traced, without_autocast
 from .conv2d import conv2d
 from .held import Snapshot, has_memory
-from .reparam import ReparamConv2d, after_loading, geometry
+from .reparam import ReparamConv2d, after_loading
 from .rows import in_order
 
 
@@ -78,20 +78,15 @@ class GeneratedConv2d(ReparamConv2d):
         self._holds_through_modes = False
         self._mode = 'online'
         self.add_kernel(**options)
-        self.mode = mode
-        self.register_load_state_dict_post_hook(after_loading)
         if device is not None or dtype is not None:
             self.to(device=device, dtype=dtype)
+        # A leaf is generated here: there, and in that dtype.
+        self.mode = mode
+        self.register_load_state_dict_post_hook(after_loading)
 
     def add_kernel(self, **options) -> None:
         """Add ``kernel``, a module whose call returns the kernel, (O, I/g, k, k)."""
         raise NotImplementedError
-
-    @classmethod
-    def from_conv(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options):
-        """See :meth:`ReparamConv2d.from_conv`. ``norm`` stays where it is."""
-        block = cls(**geometry(conv), bias=conv.bias is not None, **options)
-        return block.to(conv.weight.device, conv.weight.dtype)
 
     @property
     def mode(self) -> str:

@@ -362,7 +362,8 @@ class ReparamConv2d(nn.Conv2d):
         Returns:
             ReparamConv2d: The block, on the device and in the dtype of ``conv``.
         """
-        raise NotImplementedError
+        like = dict(device=conv.weight.device, dtype=conv.weight.dtype)
+        return cls(**geometry(conv), bias=conv.bias is not None, **like, **options)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """The equivalent kernel (O, I/g, k, k) of the block, and its bias (O,), if any.
@@ -414,17 +415,7 @@ class ReparamConv2d(nn.Conv2d):
         sample = next(self.parameters())
         trainable = any(p.requires_grad for p in self.parameters())
         kernel, bias = kernel.detach(), bias if bias is None else bias.detach()
-        plain = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            bias=bias is not None,
-            device='meta',
-        )
+        plain = nn.Conv2d(**geometry(self), bias=bias is not None, device='meta')
         plain.weight = nn.Parameter(in_order(kernel.to(sample.dtype)), trainable)
         if bias is not None:
             plain.bias = nn.Parameter(bias.to(sample.dtype), trainable)

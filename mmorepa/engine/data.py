@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..errors import UserError, first_line
+from ..errors import UserError, explained_building, first_line
 
 #: What data is for, by the first part of the name that its loader has in a config.
 USES = dict(train='training', val='validation', test='test')
@@ -32,21 +32,22 @@ def build_loader(cfg: Config, name: str, loader: ConfigDict | None = None, **fie
         fields: Fields of the loader to change.
 
     Raises:
-        UserError: If the config has none, or its files are missing.
+        UserError: If the config has none, its files are missing, or it does not build.
     """
     loader = cfg.get(name) if loader is None else loader
     if loader is None:
         raise UserError(f'{Path(cfg.filename).name} has no {name}: wanted one')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     fields = {'pin_memory': False, **fields}
-    try:
-        return Runner.build_dataloader(ConfigDict(loader, **fields), seed=seed_of(cfg))
-    except FileNotFoundError as error:
-        raise UserError(
-            f'the {USES[name.partition("_")[0]]} data of the config is not there: '
-            f'{first_line(error)}; give its place with --cfg-options '
-            f'{name}.dataset.data_root=FOLDER'
-        ) from None
+    with explained_building(str(cfg.filename)):
+        try:
+            return Runner.build_dataloader(ConfigDict(loader, **fields), seed=seed_of(cfg))
+        except FileNotFoundError as error:
+            raise UserError(
+                f'the {USES[name.partition("_")[0]]} data of the config is not there: '
+                f'{first_line(error)}; give its place with --cfg-options '
+                f'{name}.dataset.data_root=FOLDER'
+            ) from None
 
 
 def image_batches(

@@ -34,6 +34,18 @@ def test_what_a_config_lacks(tmp_path):
         build_loader(cfg, 'test_dataloader', num_workers=0)
 
 
+def test_a_data_set_that_does_not_build_is_one_line(tmp_path):
+    # Its reader raises a RuntimeError where files are missing.
+    dataset = dict(type='mmpretrain.FashionMNIST', data_root='nowhere', download=False)
+    (tmp_path / 'some.py').write_text(
+        f'test_dataloader = dict(batch_size=1, num_workers=0, dataset={dataset})'
+    )
+    cfg = Config.fromfile(tmp_path / 'some.py')
+    message = '^.*some.py does not build: RuntimeError: Cannot find FashionMNIST dataset in nowhere'
+    with pytest.raises(UserError, match=message):
+        build_loader(cfg, 'test_dataloader')
+
+
 class Empty(torch.utils.data.Dataset):
     """One image, whose file is empty."""
 

@@ -67,6 +67,8 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
         branches: Branches = None,
         slope: float | None = None,
         train_scales: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
@@ -86,6 +88,8 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
         else:
             self.register_parameter('bias', None)
         self.register_constants(self.weight)
+        if device is not None or dtype is not None:
+            self.to(device=device, dtype=dtype)
 
     def _new_block(self) -> OREPAConv2d:
         return OREPAConv2d(**geometry(self), bias=False, **self._block_options)
@@ -99,12 +103,6 @@ class TweakedOREPAConv2d(ConstantsMixin, ReparamConv2d):
     def constants(self) -> dict[str, Tensor]:
         # The constant is kept, because computing it again would draw random numbers.
         return dict(multiplier=self._multiplier)
-
-    @classmethod
-    def from_conv(cls, conv: nn.Conv2d, norm: _BatchNorm | None = None, **options):
-        """See :meth:`ReparamConv2d.from_conv`. ``norm`` stays where it is."""
-        block = cls(**geometry(conv), bias=conv.bias is not None, **options)
-        return block.to(conv.weight.device, conv.weight.dtype)
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         return self.weight, self.bias

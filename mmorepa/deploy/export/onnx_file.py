@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections import Counter
@@ -88,13 +87,10 @@ def write_onnx(
 
 
 def _export(model: nn.Module, sample: Tensor, path: os.PathLike, **kwargs) -> None:
-    # Newer torch exports through torch.export unless it is told not to.
-    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
-        kwargs['dynamo'] = False
     try:
         # Where it fails, it prints the whole graph first.
         with lost(sys.stdout):
-            torch.onnx.export(model, (sample,), str(path), **kwargs)
+            torch.onnx.export(model, (sample,), str(path), dynamo=False, **kwargs)
     except (RuntimeError, ValueError) as error:  # all of the exporter's own are the former
         raise UserError(f'torch.onnx cannot export this model: {first_line(error)}') from None
 

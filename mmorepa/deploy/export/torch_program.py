@@ -54,12 +54,6 @@ def load_program(path: os.PathLike) -> nn.Module:
 
 def export_program(model: nn.Module, sample: Tensor, dynamic: bool):
     """The ``torch.export.ExportedProgram`` of a module; see :func:`write_program`."""
-    # A module in newer versions, in older ones not imported with torch.
-    if not hasattr(getattr(torch, 'export', None), 'Dim') or not hasattr(torch.export.Dim, 'AUTO'):
-        raise UserError(
-            f'torch {torch.__version__} has no torch.export that finds out which sizes can be '
-            'open, wanted 2.5 or newer: take the format torchscript'
-        )
     auto = torch.export.Dim.AUTO
     shapes = ({0: auto, 2: auto, 3: auto},) if dynamic else None
     with quiet_torch(), torch.no_grad():

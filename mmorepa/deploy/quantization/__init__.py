@@ -1,6 +1,5 @@
-"""Int8: post-training quantization, quantization-aware training, and a report layer by layer."""
+"""Int8: post-training quantization, quantization-aware training, and noise layer by layer."""
 
-from . import layer_report
 from .executor import open_int8, replaced_network
 from .layers import measure
 from .qat import build_qat_form
@@ -13,7 +12,6 @@ __all__ = [
     'Quantized',
     'Settings',
     'build_qat_form',
-    'layer_report',
     'measure',
     'open_int8',
     'quantize',
