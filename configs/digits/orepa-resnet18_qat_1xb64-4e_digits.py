@@ -4,7 +4,7 @@ custom_imports = dict(
     imports=['mmorepa.pretrain', 'mmorepa.deploy.quantization'], allow_failed_imports=False
 )
 
-# The plain form is the plain network, and gets fake quantization ...
+# The network in plain form gets fake quantization ...
 model = dict(type='QATForm', architecture='ImageClassifier', backbone=dict(reparam=None))
 custom_hooks = [dict(type='QATHook', freeze_at=0.75)]
 # ... and what tools/convert.py --keep-bn made of the trained checkpoint.
