@@ -1,7 +1,11 @@
 """What tests of several folders share."""
 
 import gc
+import inspect
+import json
 import multiprocessing
+import os
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +61,29 @@ def run_forked(server):
         return text
 
     return run
+
+
+@pytest.fixture
+def apart(server, tmp_path):
+    """Calls a function of a test file in a process that may fork: this one has threads.
+
+    Its arguments and its result are what JSON has.
+    """
+
+    def call(function, *arguments):
+        file = Path(inspect.getfile(function)).relative_to(ROOT / 'tests').with_suffix('')
+        script = tmp_path / 'apart.py'
+        script.write_text(
+            'import json\n'
+            f'from {".".join(file.parts)} import {function.__name__} as function\n'
+            f'print(json.dumps(function(*{arguments!r})))\n'
+        )
+        path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+        code, printed = server.run(tmp_path, script, PYTHONPATH=path)
+        assert code == 0, printed
+        return json.loads(printed.splitlines()[-1])
+
+    return call
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import torch
 
 import demo
 from mmorepa.checkpoints import load_checkpoint
+from mmorepa.environment import distribution
 from support import CONFIG, ROOT, run
 
 # A small network and two epochs: enough to tell digits apart far better than by chance.
@@ -61,7 +62,7 @@ def trained(workplace):
 
 def test_demo(workplace, trained):
     shown = (workplace / 'demo.log').read_text()
-    assert 'mim train mmpretrain' in shown
+    assert f'mim train {distribution("mmpretrain")} ' in shown
     assert 'Epoch(train)' not in shown
     text = (workplace / 'work_dirs/demo/pretrain.log').read_text()
     assert '17 blocks squeezed, 20 BatchNorms folded' in text
@@ -109,10 +110,12 @@ def test_demo_of_finetuning(workplace, trained, command, experiment, options, mo
 
     def step(log, program, script, *arguments):
         if program == 'mim':
+            package = demo.EXPERIMENTS[experiment][0]
             library, config, gpus, number, *arguments = arguments
-            assert (script, gpus, number) == ('train', '--gpus', 0)
-            script = Path(import_module(library.replace('mmsegmentation', 'mmseg')).__path__[0])
-            script, arguments = script / '.mim/tools/train.py', [config, *arguments]
+            assert (library, gpus, number) == (distribution(package), '--gpus', 0)
+            assert script == 'train'
+            script = Path(import_module(package).__path__[0], '.mim/tools/train.py')
+            arguments = [config, *arguments]
         with log.open('a') as file:
             file.write(command(script, *arguments))
         return 1.0

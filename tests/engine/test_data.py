@@ -10,7 +10,6 @@ from mmengine.config import Config
 
 from mmorepa.engine.data import build_loader, image_batches, naming_broken_images
 from mmorepa.errors import UserError
-from support import in_fork
 
 #: A preprocessor that does nothing.
 MODEL = SimpleNamespace(data_preprocessor=lambda data, training: data)
@@ -56,14 +55,14 @@ class Empty(torch.utils.data.Dataset):
         return mmcv.imfrombytes(b'')
 
 
+def said_of_an_empty_image(workers):
+    loader = torch.utils.data.DataLoader(Empty(), num_workers=workers)
+    with pytest.raises(UserError) as info, naming_broken_images():
+        next(iter(loader))
+    return str(info.value)
+
+
 @pytest.mark.parametrize('workers', [0, 1])
-def test_an_empty_image_is_one_line(workers):
-
-    def said():
-        loader = torch.utils.data.DataLoader(Empty(), num_workers=workers)
-        with pytest.raises(UserError) as info, naming_broken_images():
-            next(iter(loader))
-        return str(info.value)
-
-    # The traceback keeps the loader, and with it its worker.
-    assert re.fullmatch('an image of the data is empty or .*size 0', in_fork(said))
+def test_an_empty_image_is_one_line(apart, workers):
+    said = apart(said_of_an_empty_image, workers)
+    assert re.fullmatch('an image of the data is empty or .*size 0', said)

@@ -1,5 +1,6 @@
 """Random numbers by the place in training: the same in any process, new at every place."""
 
+import json
 import pickle
 import random
 
@@ -41,10 +42,14 @@ def loader(workers=0, persistent=False, **options):
     )
 
 
+def passes(workers=0, persistent=False):
+    data = loader(workers, persistent)
+    return list(data), list(data)
+
+
 @pytest.fixture(scope='module')
 def two_passes():
-    data = loader()
-    return list(data), list(data)
+    return passes()
 
 
 def test_every_sample_and_pass_draws_anew(two_passes):
@@ -55,9 +60,8 @@ def test_every_sample_and_pass_draws_anew(two_passes):
 
 
 @pytest.mark.parametrize('workers, persistent', [(1, False), (2, True)])
-def test_any_process_draws_the_same(two_passes, workers, persistent):
-    data = loader(workers, persistent)
-    assert (list(data), list(data)) == two_passes
+def test_any_process_draws_the_same(two_passes, apart, workers, persistent):
+    assert apart(passes, workers, persistent) == json.loads(json.dumps(two_passes))
 
 
 def test_a_pass_alone(two_passes):
