@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
@@ -35,16 +37,19 @@ _AVERAGE = [(rf'^layer1\.0\.downsample\.{i}\.', f'layer1.0.downsample.{i + 1}.')
 
 #: Each renaming is a list of patterns and replacements, which are applied in order.
 RENAMINGS = [
-    [],
-    _FROM_TIMM,
-    [*_FROM_TIMM, *_TO_MMPRETRAIN],
-    [*_FROM_TIMM, *_TO_MMPRETRAIN, *_NO_AVERAGE],
-    _TO_MMPRETRAIN,
-    [*_TO_MMPRETRAIN, *_NO_AVERAGE],
-    _FROM_MMPRETRAIN,
-    [*_FROM_MMPRETRAIN, *_AVERAGE],
-    _GENERATED,
-    _CONVOLVED,
+    [(re.compile(pattern), replacement) for pattern, replacement in renaming]
+    for renaming in (
+        [],
+        _FROM_TIMM,
+        [*_FROM_TIMM, *_TO_MMPRETRAIN],
+        [*_FROM_TIMM, *_TO_MMPRETRAIN, *_NO_AVERAGE],
+        _TO_MMPRETRAIN,
+        [*_TO_MMPRETRAIN, *_NO_AVERAGE],
+        _FROM_MMPRETRAIN,
+        [*_FROM_MMPRETRAIN, *_AVERAGE],
+        _GENERATED,
+        _CONVOLVED,
+    )
 ]
 
 
@@ -85,28 +90,29 @@ def named_as(state_dict: Mapping[str, Tensor], known: set[str]) -> dict[str, Ten
 
 
 def candidates(state_dict: Mapping[str, Tensor], known: set[str]) -> Iterator[dict[str, Tensor]]:
-    """A state dict under each renaming and prefix that may apply to it."""
+    """A state dict under each renaming, less the prefix that gives most known names."""
     for renaming in RENAMINGS:
-        for prefix in prefixes(state_dict, known, renaming):
-            yield {
-                rename(key.removeprefix(prefix), renaming) if key.startswith(prefix) else key: value
-                for key, value in state_dict.items()
-            }
+        prefix = likeliest_prefix(state_dict, known, renaming)
+        yield {
+            rename(key.removeprefix(prefix), renaming) if key.startswith(prefix) else key: value
+            for key, value in state_dict.items()
+        }
 
 
-def prefixes(state_dict: Mapping[str, Tensor], known: set[str], renaming: list) -> set[str]:
-    """The prefixes that the backbone's names may have, such as ``'backbone.'`` or none."""
-    found = {''}
+def likeliest_prefix(state_dict: Mapping[str, Tensor], known: set[str], renaming: list) -> str:
+    """The prefix that most of a backbone's names have, such as ``'backbone.'`` or none."""
+    found = Counter({'': 0})
+    is_known = functools.cache(lambda name: rename(name, renaming) in known)
     for key in state_dict:
         parts = key.split('.')
-        for i in range(1, len(parts)):
-            if rename('.'.join(parts[i:]), renaming) in known:
-                found.add('.'.join(parts[:i]) + '.')
-    return found
+        for i in range(len(parts)):
+            if is_known('.'.join(parts[i:])):
+                found[''.join(f'{part}.' for part in parts[:i])] += 1
+    return max(found, key=found.get)
 
 
 def rename(key: str, renaming: list) -> str:
     """Apply a renaming to a name."""
     for pattern, replacement in renaming:
-        key = re.sub(pattern, replacement, key)
+        key = pattern.sub(replacement, key)
     return key

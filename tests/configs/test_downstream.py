@@ -139,7 +139,7 @@ def test_trains_evaluates_and_converts(path, digits, tmp_path):
     assert (blocks > 0) == (block(path) is not None)
     # Training began from the checkpoint: one warm-up step moves nothing far.
     moved = runner.model.backbone.state_dict()
-    for name, _ in build_model(cfg).backbone.named_parameters():
+    for name, _ in runner.model.backbone.named_parameters():
         if name in moved:  # not the leaf of squeezed training
             assert (moved[name] - pretrained[name]).abs().max() < MOVED, name
 
