@@ -94,14 +94,6 @@ def test_what_cannot_be_written(format, model, message, tmp_path):
     assert not (tmp_path / 'file').exists()
 
 
-def test_a_torch_without_torch_export(monkeypatch, tmp_path):
-    monkeypatch.delattr(torch.export, 'Dim')
-    with pytest.raises(UserError, match='wanted 2.5 or newer: take the format torchscript'):
-        FORMATS['torch-export'].write(
-            nn.Conv2d(3, 4, 1), tmp_path / 'file', SAMPLE, FormatOptions()
-        )
-
-
 def test_compiled_ahead_of_time(tmp_path, monkeypatch):
     # Without vector instructions, which take longest to compile.
     from torch._inductor import config
