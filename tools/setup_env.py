@@ -59,6 +59,12 @@ def python_tag():
     return 'cp{}{}'.format(*sys.version_info[:2])
 
 
+def base_python():
+    """This Python, and not that of an environment, which may be the one to be made anew."""
+    base = Path(sys.base_prefix, 'bin', 'python{}.{}'.format(*sys.version_info[:2]))
+    return base if sys.prefix != sys.base_prefix and base.exists() else Path(sys.executable)
+
+
 def pinned(file, name):
     """The version that a requirement file pins a package to."""
     return re.search(rf'^{re.escape(name)}==([^\s;]+)', file.read_text(), re.MULTILINE).group(1)
@@ -136,8 +142,7 @@ class Environment:
                     platform.python_version(), self.stack, *(first + last)
                 )
             )
-        # What runs this may be the environment's own Python, which goes with the folder.
-        python = getattr(sys, '_base_executable', sys.executable)
+        python = base_python()
         self.clear()
         self.run('making the virtual environment', [python, '-m', 'venv', self.folder])
         lock = self.folder / 'requirements.txt'
