@@ -80,7 +80,7 @@ class GeneratedConv2d(ReparamConv2d):
         self.add_kernel(**options)
         if device is not None or dtype is not None:
             self.to(device=device, dtype=dtype)
-        # A leaf is generated here: there, and in that dtype.
+        # Squeezed mode generates the kernel, on that device and in that dtype.
         self.mode = mode
         self.register_load_state_dict_post_hook(after_loading)
 
