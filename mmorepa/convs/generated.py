@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -299,8 +300,12 @@ class GeneratedConv2d(ReparamConv2d):
             )
 
     def _watch_leaf(self) -> None:
+        # The collector does not see what holds such a hook: a block in it would never be freed.
+        watching = weakref.ref(self)
+
         def note(_):
-            self.has_gradient = True
+            if (block := watching()) is not None:
+                block.has_gradient = True
 
         leaf = self._parameters['weight']
         trained = leaf.requires_grad

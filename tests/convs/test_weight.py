@@ -1,7 +1,9 @@
 """The weight of a block: held while it may be, never stale, never written to in silence."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -515,6 +517,16 @@ def through_another_dtype(block):
 def memory_of_its_own(block):
     block.to('meta').to_empty(device='cpu')
     block.load_state_dict(new_block('kxk', 'squeezed').state_dict())
+
+
+@pytest.mark.parametrize('case', EVERY, ids=label)
+def test_a_block_is_freed(case):
+    block = new_block(*case)
+    block(image()).square().mean().backward()
+    freed = weakref.ref(block)
+    del block
+    gc.collect()
+    assert freed() is None
 
 
 class TestLeaf:

@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import gc
 import pickle
+import weakref
 from unittest import mock
 
 import pytest
@@ -609,6 +611,15 @@ class TestState:
         assert_same(clone.model, expected.model)
         train(training, first=3)
         assert_same(training.model, expected.model)
+
+    @pytest.mark.parametrize('grouped', [False, True], ids=['', 'grouped'])
+    def test_all_is_freed(self, grouped):
+        training = start(layers('squeezed'), grouped=grouped)
+        train(training)
+        freed = [weakref.ref(one) for one in (training, training.optimizer, training.model[0])]
+        del training
+        gc.collect()
+        assert [one() for one in freed] == [None] * 3
 
     def test_a_copy_knows_of_gradients_that_were_dropped(self):
         net = copy.deepcopy(layers('squeezed'))
