@@ -4,7 +4,6 @@ import gc
 import inspect
 import json
 import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,7 @@ def run_forked(server):
 
 
 @pytest.fixture
-def apart(server, tmp_path):
+def apart(run_forked, tmp_path):
     """Calls a function of a test file in a process that may fork: this one has threads.
 
     Its arguments and its result are what JSON has.
@@ -74,14 +73,12 @@ def apart(server, tmp_path):
         file = Path(inspect.getfile(function)).relative_to(ROOT / 'tests').with_suffix('')
         script = tmp_path / 'apart.py'
         script.write_text(
-            'import json\n'
+            'import json, sys\n'
+            f'sys.path.insert(0, {str(ROOT / "tests")!r})\n'
             f'from {".".join(file.parts)} import {function.__name__} as function\n'
             f'print(json.dumps(function(*{arguments!r})))\n'
         )
-        path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
-        code, printed = server.run(tmp_path, script, PYTHONPATH=path)
-        assert code == 0, printed
-        return json.loads(printed.splitlines()[-1])
+        return json.loads(run_forked(tmp_path, script).splitlines()[-1])
 
     return call
 

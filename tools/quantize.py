@@ -76,11 +76,12 @@ def main() -> int:
     args = parse_args()
     from mmorepa.deploy.quantization import Settings
     from mmorepa.engine.run import load_config
-    from mmorepa.lab.analysis import quantization_report
 
     cfg = load_config(args.config, cfg_options=args.cfg_options)
     settings = Settings(args.backend, args.mode, args.per_channel, args.method, args.reduce_range)
     if args.report:
+        from mmorepa.lab.analysis import quantization_report
+
         quantization_report.check_folder(args.report, args.force)
     if args.out:
         write_int8(cfg, args, settings)

@@ -89,7 +89,7 @@ def test_command(dumped, checkpoint, run_forked, tmp_path):
     assert 'ranges of activations: found on 32 images, minmax' in text
     assert re.search(r'weights in float: \d\.\d MiB, file in int8: \d\.\d MiB', text)
     assert 'wrote int8.onnx and int8.json' in text
-    assert 'layer4.1.conv2' in text
+    assert '│ layer4.1.conv2 ' in text
     assert re.search(r'all layers +│[ │]+\d\d\.\d', text)
     assert 'wrote report/layers.json, report/layers.png, report/ranges.png' in text
     assert sorted(p.name for p in tmp_path.iterdir()) == ['int8.json', 'int8.onnx', 'report']

@@ -72,6 +72,7 @@ def test_files(made, tmp_path):
     assert content['found']['layers'][1]['network_sqnr'] is None
     assert content['found']['layers'][0]['unfolded'] == dict(peak=3.0, spread=1.2)
     assert content['found']['all_metrics'] == made.found.all_metrics
+    assert made.lost(made.found.all_metrics) == 2.5
 
 
 def test_nothing_is_overwritten_unasked(made, tmp_path):
