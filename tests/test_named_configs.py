@@ -16,7 +16,7 @@ from downstream import narrow
 from mmorepa import switch_to_deploy
 from mmorepa.checkpoints import build_model
 from mmorepa.convs import ReparamConv2d
-from mmorepa.datasets.digits import write_imagenet
+from mmorepa.datasets.digits import write_digits
 from mmorepa.engine.run import load_config
 from mmorepa.errors import UserError
 from support import ROOT, make_trained_like
@@ -48,7 +48,7 @@ def test_weights_that_come_with_the_package(tmp_path):
     name = 'orepa-resnet18-w0.125_1xb64-10e_digits'
     metafile = yaml.safe_load((ROOT / 'configs/digits/metafile.yml').read_text())
     (stated,) = (model for model in metafile['Models'] if model['Name'] == name)
-    write_imagenet(tmp_path)
+    write_digits(tmp_path, ['imagenet'])
     images = sorted((tmp_path / 'imagenet/val').glob('*/*.png'))
     infer = ImageClassificationInferencer(name, pretrained=True, device='cpu')
     found = infer([str(image) for image in images], batch_size=64)

@@ -11,10 +11,7 @@ from .digits import (
     load_scans,
     scatter,
     split_scans,
-    write_cityscapes,
-    write_coco,
     write_digits,
-    write_imagenet,
 )
 from .fashion import FASHION_CLASSES, write_fashion
 
@@ -30,9 +27,6 @@ __all__ = [
     'load_scans',
     'scatter',
     'split_scans',
-    'write_cityscapes',
-    'write_coco',
     'write_digits',
     'write_fashion',
-    'write_imagenet',
 ]

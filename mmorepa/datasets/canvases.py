@@ -185,3 +185,36 @@ def build_cityscapes(
             stem = f'{city}_{index:06d}_000000'
             save(canvas.image, folders[0] / f'{stem}_leftImg8bit.png')
             save(train_ids, folders[1] / f'{stem}_gtFine_labelTrainIds.png')
+
+
+def builders(
+    scatter: Callable[..., Iterator[Canvas]],
+    classes: Sequence[str],
+    supercategory: str,
+    kind: str,
+    info: Mapping,
+) -> dict[str, Callable[..., None]]:
+    """What fills the folder of a COCO and of a Cityscapes set, out of a canvases' maker.
+
+    Args:
+        scatter: ``scatter(split, count, size, seed)`` gives canvases.
+        classes: Names of the classes; the background of a Cityscapes set comes after them.
+        supercategory: Of all categories of the COCO set.
+        kind: What the canvases are of, one word; the city of the Cityscapes set.
+        info: Of the COCO set.
+
+    Returns:
+        ``{'coco': build, 'cityscapes': build}``, for
+        :func:`mmorepa.datasets.in_place.write_sets`: ``build(folder, canvases, size, seed)``.
+    """
+
+    def splits(canvases: Sequence[int], size: int, seed: int) -> dict[str, Iterator[Canvas]]:
+        return {split: scatter(split, count, size, seed) for split, count in zip(SPLITS, canvases)}
+
+    def coco(root: Path, **arguments) -> None:
+        build_coco(root, splits(**arguments), classes, supercategory, info)
+
+    def cityscapes(root: Path, **arguments) -> None:
+        build_cityscapes(root, splits(**arguments), len(classes), kind)
+
+    return {'coco': coco, 'cityscapes': cityscapes}

@@ -7,7 +7,7 @@ are split once, and no scan is in both the train and the val part of any of the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,9 @@ from PIL import Image, ImageDraw
 from ..errors import UserError
 from .canvases import (
     PALETTE,
-    SPLITS,
     Canvas,
     box,
-    build_cityscapes,
-    build_coco,
+    builders,
     check_arguments,
     check_split,
     deal,
@@ -34,7 +32,6 @@ DIGITS_CLASSES = (
 DIGITS_PALETTE = PALETTE[:-1]
 # Sorted by name, the folders are in digit order: the label of a folder is its digit.
 DIGITS_FOLDERS = tuple(f'{digit}_{name}' for digit, name in enumerate(DIGITS_CLASSES))
-BACKGROUND = len(DIGITS_CLASSES)
 SEG_CLASSES = (*DIGITS_CLASSES, 'background')
 SEG_PALETTE = PALETTE
 
@@ -49,6 +46,7 @@ DIGITS_PER_CANVAS = (2, 5)  # fewest and most
 PLACING_TRIES = 20
 INK_THRESHOLD = 96  # of 255: as much ink as this is a mask pixel; more breaks thin strokes
 
+KIND = 'digits'
 DATA_VERSION = 1  # to raise when the same arguments give other data
 
 
@@ -129,86 +127,6 @@ def scatter(
     return deal(indices, split, count, seed, DIGITS_PER_CANVAS, draw)
 
 
-def write_imagenet(
-    out: str | os.PathLike, size: int = DEFAULT_IMAGE_SIZE, force: bool = False
-) -> bool:
-    """Write each scan as an RGB PNG: ``OUT/imagenet/{train,val}/<0_zero ... 9_nine>/*.png``.
-
-    mmpretrain reads it with ``dict(type='ImageNet', data_root='OUT/imagenet', split='train',
-    metainfo=dict(classes=DIGITS_CLASSES))``.
-
-    Args:
-        out: Folder that gets the ``imagenet`` folder.
-        size: Width and height of a picture in pixels, at least 8.
-        force: Write again what an earlier run made with other arguments.
-
-    Returns:
-        True if it was written, False if it was there already, made with the same arguments.
-
-    Raises:
-        UserError: An argument is out of range, or something else is there (only what this module
-            wrote is ever replaced), or the folder cannot be written.
-        ModuleNotFoundError: scikit-learn is not installed.
-    """
-    return _write(out, {'imagenet': _imagenet_arguments(size)}, force)['imagenet']
-
-
-def write_coco(
-    out: str | os.PathLike,
-    canvases: Sequence[int] = DEFAULT_CANVASES,
-    size: int = DEFAULT_CANVAS_SIZE,
-    seed: int = 0,
-    force: bool = False,
-) -> bool:
-    """Write scattered digits as ``OUT/coco/{train2017,val2017}/*.png`` and ``annotations/``.
-
-    Boxes are the tight extents of the masks, masks are exact uncompressed RLE (so mmdet's
-    ``LoadAnnotations`` needs its default ``poly2mask=True``), category ids are 1 to 10, and each
-    annotation names its ``scan``. mmdet reads it with ``dict(type='CocoDataset',
-    data_root='OUT/coco', ann_file='annotations/instances_train2017.json',
-    data_prefix=dict(img='train2017/'), metainfo=dict(classes=DIGITS_CLASSES,
-    palette=DIGITS_PALETTE))``.
-
-    Args:
-        out: Folder that gets the ``coco`` folder.
-        canvases: Numbers of pictures for train and val.
-        size: Width and height of a picture in pixels, at least 48.
-        seed: Seed of the scattering, at least 0; the split of the scans does not depend on it.
-        force: Write again what an earlier run made with other arguments.
-
-    Returns:
-        True if it was written, False if it was there already, made with the same arguments.
-
-    Raises:
-        UserError: An argument is out of range, or something else is there (only what this module
-            wrote is ever replaced), or the folder cannot be written.
-        ModuleNotFoundError: scikit-learn is not installed.
-    """
-    return _write(out, {'coco': check_arguments(canvases, size, seed)}, force)['coco']
-
-
-def write_cityscapes(
-    out: str | os.PathLike,
-    canvases: Sequence[int] = DEFAULT_CANVASES,
-    size: int = DEFAULT_CANVAS_SIZE,
-    seed: int = 0,
-    force: bool = False,
-) -> bool:
-    """Write the canvases of :func:`write_coco` as ``OUT/cityscapes/{leftImg8bit,gtFine}/...``.
-
-    Train ids 0 to 9 are the digits, 10 is the background. mmseg's ``CityscapesDataset`` reads it
-    as it stands, with 19 classes under the Cityscapes names; it refuses other class names, so for
-    the 11 classes under their own names say ``dict(type='BaseSegDataset',
-    data_root='OUT/cityscapes', data_prefix=dict(img_path='leftImg8bit/train',
-    seg_map_path='gtFine/train'), img_suffix='_leftImg8bit.png',
-    seg_map_suffix='_gtFine_labelTrainIds.png', metainfo=dict(classes=SEG_CLASSES,
-    palette=SEG_PALETTE))``.
-
-    Args, Returns and Raises are those of :func:`write_coco`.
-    """
-    return _write(out, {'cityscapes': check_arguments(canvases, size, seed)}, force)['cityscapes']
-
-
 def write_digits(
     out: str | os.PathLike,
     formats: Sequence[str] = FORMATS,
@@ -216,16 +134,38 @@ def write_digits(
     size: int = DEFAULT_CANVAS_SIZE,
     seed: int = 0,
     force: bool = False,
+    image_size: int = DEFAULT_IMAGE_SIZE,
 ) -> dict[str, bool]:
     """Write several sets at once; if one of them is refused, none is written.
+
+    ``OUT/imagenet/{train,val}/<0_zero ... 9_nine>/*.png`` gets each scan as an RGB picture, for
+    mmpretrain's ``dict(type='ImageNet', data_root='OUT/imagenet', split='train',
+    metainfo=dict(classes=DIGITS_CLASSES))``.
+
+    ``OUT/coco/{train2017,val2017}/*.png`` and ``OUT/coco/annotations`` get the canvases of
+    :func:`scatter`. Boxes are the tight extents of the masks, masks are exact uncompressed RLE (so
+    mmdet's ``LoadAnnotations`` needs its default ``poly2mask=True``), category ids are 1 to 10, and
+    each annotation names its ``scan``. mmdet reads it with ``dict(type='CocoDataset',
+    data_root='OUT/coco', ann_file='annotations/instances_train2017.json',
+    data_prefix=dict(img='train2017/'), metainfo=dict(classes=DIGITS_CLASSES,
+    palette=DIGITS_PALETTE))``.
+
+    ``OUT/cityscapes/{leftImg8bit,gtFine}`` gets the same canvases. Train ids 0 to 9 are the digits,
+    10 is the background. mmseg's ``CityscapesDataset`` reads it as it stands, with 19 classes under
+    the Cityscapes names; it refuses other class names, so for the 11 classes under their own names
+    say ``dict(type='BaseSegDataset', data_root='OUT/cityscapes',
+    data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
+    img_suffix='_leftImg8bit.png', seg_map_suffix='_gtFine_labelTrainIds.png',
+    metainfo=dict(classes=SEG_CLASSES, palette=SEG_PALETTE))``.
 
     Args:
         out: Folder that gets one folder a format.
         formats: Any of ``'imagenet'``, ``'coco'`` and ``'cityscapes'``.
         canvases: Numbers of COCO and Cityscapes pictures for train and val.
         size: Width and height of those pictures in pixels, at least 48.
-        seed: Seed of the scattering, at least 0.
+        seed: Seed of the scattering, at least 0; the split of the scans does not depend on it.
         force: Write again what an earlier run made with other arguments.
+        image_size: Width and height of an ImageNet picture in pixels, at least 8.
 
     Returns:
         For each format, True if it was written and False if it was there already, made with the
@@ -236,23 +176,12 @@ def write_digits(
             wrote is ever replaced), or the folder cannot be written.
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise UserError(f'format {unknown[0]!r} is unknown: want any of {", ".join(FORMATS)}')
-    arguments = check_arguments(canvases, size, seed)
-    plan = dict.fromkeys(formats, arguments)
+    if image_size < 8:
+        raise UserError(f'image size is {image_size}: want at least 8 pixels, the width of a scan')
+    plan = dict.fromkeys(formats, check_arguments(canvases, size, seed))
     if 'imagenet' in plan:
-        plan['imagenet'] = _imagenet_arguments(DEFAULT_IMAGE_SIZE)
-    return _write(out, plan, force)
-
-
-# Arguments
-
-
-def _imagenet_arguments(size: int) -> dict:
-    if size < 8:
-        raise UserError(f'size is {size}: want at least 8 pixels, the width of a scan')
-    return {'size': size}
+        plan['imagenet'] = {'size': image_size}
+    return write_sets(out, plan, _BUILDERS, KIND, DATA_VERSION, force)
 
 
 # Drawing. Pillow resizes 8-bit pictures in integers, so the pixels are alike on every machine.
@@ -311,7 +240,7 @@ def _draw_canvas(
     )
 
 
-# Building one set in a new folder
+# Building a set in a new folder
 
 
 def _build_imagenet(root: Path, size: int) -> None:
@@ -325,25 +254,13 @@ def _build_imagenet(root: Path, size: int) -> None:
             save(np.stack([grey] * 3, axis=-1), path)
 
 
-def _scatter_splits(canvases: Sequence[int], size: int, seed: int) -> dict:
-    return {split: scatter(split, count, size, seed) for split, count in zip(SPLITS, canvases)}
-
-
-def _build_coco(root: Path, **arguments) -> None:
-    info = {'description': 'digits of scikit-learn, scattered', 'version': DATA_VERSION}
-    build_coco(root, _scatter_splits(**arguments), DIGITS_CLASSES, 'digit', info)
-
-
-def _build_cityscapes(root: Path, **arguments) -> None:
-    build_cityscapes(root, _scatter_splits(**arguments), BACKGROUND, 'digits')
-
-
-_BUILDERS: dict[str, Callable[..., None]] = {
+_BUILDERS = {
     'imagenet': _build_imagenet,
-    'coco': _build_coco,
-    'cityscapes': _build_cityscapes,
+    **builders(
+        scatter,
+        DIGITS_CLASSES,
+        supercategory='digit',
+        kind=KIND,
+        info={'description': 'digits of scikit-learn, scattered', 'version': DATA_VERSION},
+    ),
 }
-
-
-def _write(out: str | os.PathLike, plan: dict[str, dict], force: bool) -> dict[str, bool]:
-    return write_sets(out, plan, _BUILDERS, 'digits', DATA_VERSION, force)

@@ -13,7 +13,7 @@ import os
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
@@ -25,8 +25,7 @@ from .canvases import (
     PALETTE,
     SPLITS,
     Canvas,
-    build_cityscapes,
-    build_coco,
+    builders,
     check_arguments,
     check_split,
     deal,
@@ -38,7 +37,6 @@ FASHION_CLASSES = (
     'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
 )  # fmt: skip
 
-BACKGROUND = len(FASHION_CLASSES)
 SEG_CLASSES = (*FASHION_CLASSES, 'background')
 SEG_PALETTE = PALETTE
 
@@ -225,15 +223,20 @@ def write_fashion(
         UserError: An argument is out of range, the files cannot be had, or something else is there
             (only what this module wrote is ever replaced), or the folder cannot be written.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise UserError(f'format {unknown[0]!r} is unknown: want any of {", ".join(FORMATS)}')
+    source = source or default_source()
     arguments = check_arguments(canvases, size, seed)
     plan = {name: {} if name == 'mnist' else arguments for name in formats}
-    builders = {
-        name: functools.partial(_BUILDERS[name], source or default_source()) for name in formats
+    builds = {
+        'mnist': functools.partial(_build_mnist, source),
+        **builders(
+            functools.partial(scatter, source=source),
+            FASHION_CLASSES,
+            supercategory='clothes',
+            kind='fashion',
+            info={'description': 'Fashion-MNIST, scattered', 'version': DATA_VERSION},
+        ),
     }
-    return write_sets(out, plan, builders, 'fashion', DATA_VERSION, force)
+    return write_sets(out, plan, builds, 'fashion', DATA_VERSION, force)
 
 
 # Drawing. Pillow resizes 8-bit pictures in integers, so the pixels are alike on every machine.
@@ -317,7 +320,7 @@ def _draw_canvas(
     )
 
 
-# Building one set in a new folder
+# Building the set of MNIST in a new folder
 
 
 def _build_mnist(source: str, root: Path) -> None:
@@ -337,25 +340,3 @@ def _idx(values: np.ndarray) -> bytes:
     """An array of uint8 in the format of MNIST: type and axes, sizes as big-endian, values."""
     header = np.array([0x0800 + values.ndim, *values.shape], '>u4')
     return header.tobytes() + values.tobytes()
-
-
-def _scatter_splits(source: str, canvases: Sequence[int], size: int, seed: int) -> dict:
-    return {
-        split: scatter(split, count, size, seed, source) for split, count in zip(SPLITS, canvases)
-    }
-
-
-def _build_coco(source: str, root: Path, **arguments) -> None:
-    info = {'description': 'Fashion-MNIST, scattered', 'version': DATA_VERSION}
-    build_coco(root, _scatter_splits(source, **arguments), FASHION_CLASSES, 'clothes', info)
-
-
-def _build_cityscapes(source: str, root: Path, **arguments) -> None:
-    build_cityscapes(root, _scatter_splits(source, **arguments), BACKGROUND, 'fashion')
-
-
-_BUILDERS: dict[str, Callable[..., None]] = {
-    'mnist': _build_mnist,
-    'coco': _build_coco,
-    'cityscapes': _build_cityscapes,
-}

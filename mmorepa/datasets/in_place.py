@@ -39,10 +39,12 @@ def write_sets(
         same arguments.
 
     Raises:
-        UserError: Something else is in the place of a set (only what this function wrote is ever
-            replaced), files were added to a set that is to be replaced, a set is damaged, or a
-            folder cannot be written.
+        UserError: A set has no builder, something else is in the place of a set (only what this
+            function wrote is ever replaced), files were added to a set that is to be replaced, a
+            set is damaged, or a folder cannot be written.
     """
+    if unknown := [name for name in plan if name not in builders]:
+        raise UserError(f'format {unknown[0]!r} is unknown: want any of {", ".join(builders)}')
     # A linked set is looked at, and replaced, where it really is.
     targets = {name: Path(out, name).resolve() for name in plan}
     stamps = {

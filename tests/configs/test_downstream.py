@@ -13,7 +13,7 @@ from downstream import SIZE, narrow, on_digits
 from mmorepa.checkpoints.conversion import convert
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import ReparamConv2d
-from mmorepa.datasets.digits import write_cityscapes, write_coco
+from mmorepa.datasets.digits import write_digits
 from support import ROOT, make_trained_like
 
 COCO = sorted((ROOT / 'configs' / 'coco').glob('*.py'))
@@ -48,8 +48,7 @@ def load(path):
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp('digits')
-    write_coco(folder, canvases=(2, 1), size=SIZE)
-    write_cityscapes(folder, canvases=(2, 1), size=SIZE)
+    write_digits(folder, ['coco', 'cityscapes'], canvases=(2, 1), size=SIZE)
     return folder
 
 

@@ -39,6 +39,11 @@ INK_BRIGHTER_BY = 40  # grey levels, mask against the rest of the canvas
 PERFECT_MAP_TOLERANCE = 1e-6
 
 
+def write_coco(out, **arguments):
+    """Write the COCO set alone; whether it was yet to be written."""
+    return digits.write_digits(out, ['coco'], **arguments)['coco']
+
+
 @pytest.fixture(scope='module')
 def scans():
     return digits.load_scans()
@@ -115,11 +120,11 @@ def test_split_keeps_identical_scans_together():
 def test_no_picture_is_in_both_parts(out):
     contents = {
         split: {path.read_bytes() for path in (out / 'imagenet' / split).rglob('*.png')}
-        for split in digits.SPLITS
+        for split in canvases.SPLITS
     }
     assert not contents['train'] & contents['val']
     # The canvases deal from the same split.
-    for split in digits.SPLITS:
+    for split in canvases.SPLITS:
         dealt = {annotation['scan'] for annotation in coco_truth(out, split)['annotations']}
         names = {path.stem for path in (out / 'imagenet' / split).rglob('*.png')}
         assert dealt
@@ -135,7 +140,7 @@ def test_same_arguments_same_bytes(out, tmp_path):
 
 
 def test_seed_changes_the_canvases_not_the_split(out, tmp_path):
-    digits.write_coco(tmp_path, canvases=CANVASES, size=SIZE, seed=1)
+    write_coco(tmp_path, canvases=CANVASES, size=SIZE, seed=1)
     pictures = {
         folder: {path.read_bytes() for path in (folder / 'coco').rglob('*.png')}
         for folder in (tmp_path, out)
@@ -201,7 +206,7 @@ def test_ink_stands_out_and_boxes_do_not_meet():
 
 
 @pytest.mark.parametrize('kind', ['ImageNet', 'CustomDataset'])
-@pytest.mark.parametrize('split', digits.SPLITS)
+@pytest.mark.parametrize('split', canvases.SPLITS)
 def test_mmpretrain_reads_imagenet(out, scans, kind, split):
     datasets = pytest.importorskip('mmpretrain.datasets')
     from mmengine.registry import DefaultScope
@@ -230,7 +235,7 @@ def test_mmpretrain_reads_imagenet(out, scans, kind, split):
         assert likeness > LIKENESS_AT_LEAST
 
 
-@pytest.mark.parametrize(('split', 'count'), list(zip(digits.SPLITS, CANVASES)))
+@pytest.mark.parametrize(('split', 'count'), list(zip(canvases.SPLITS, CANVASES)))
 def test_mmdet_reads_coco(out, scans, split, count):
     datasets = pytest.importorskip('mmdet.datasets')
     from mmengine.registry import DefaultScope
@@ -263,7 +268,7 @@ def test_mmdet_reads_coco(out, scans, split, count):
             assert box == wanted
 
 
-@pytest.mark.parametrize(('split', 'count'), list(zip(digits.SPLITS, CANVASES)))
+@pytest.mark.parametrize(('split', 'count'), list(zip(canvases.SPLITS, CANVASES)))
 def test_pycocotools_agrees(out, split, count):
     coco = pytest.importorskip('pycocotools.coco')
     mask_api = pytest.importorskip('pycocotools.mask')
@@ -329,7 +334,7 @@ def test_mmdet_metric_gives_the_truth_full_marks(out):
 
 
 @pytest.mark.parametrize('own_names', [True, False], ids=['BaseSegDataset', 'CityscapesDataset'])
-@pytest.mark.parametrize(('split', 'count'), list(zip(digits.SPLITS, CANVASES)))
+@pytest.mark.parametrize(('split', 'count'), list(zip(canvases.SPLITS, CANVASES)))
 def test_mmseg_reads_cityscapes(out, split, count, own_names):
     datasets = pytest.importorskip('mmseg.datasets')
     from mmengine.registry import DefaultScope
@@ -356,7 +361,7 @@ def test_mmseg_reads_cityscapes(out, split, count, own_names):
             dataset = datasets.CityscapesDataset(**arguments)
     assert len(dataset) == count
     for item, canvas in zip(dataset, digits.scatter(split, count, SIZE)):
-        wanted = np.full((SIZE, SIZE), digits.BACKGROUND)
+        wanted = np.full((SIZE, SIZE), len(digits.DIGITS_CLASSES))
         for mask, label in zip(canvas.masks, canvas.labels):
             wanted[mask] = label
         assert np.array_equal(item['inputs'].numpy().transpose(1, 2, 0)[..., ::-1], canvas.image)
@@ -365,7 +370,7 @@ def test_mmseg_reads_cityscapes(out, split, count, own_names):
 
 def test_palettes_fit_the_classes():
     assert len(digits.DIGITS_CLASSES) == len(digits.DIGITS_PALETTE) == 10
-    assert len(digits.SEG_CLASSES) == len(digits.SEG_PALETTE) == digits.BACKGROUND + 1
+    assert len(digits.SEG_CLASSES) == len(digits.SEG_PALETTE) == 11
     assert len({tuple(colour) for colour in digits.SEG_PALETTE}) == 11
     assert list(digits.DIGITS_FOLDERS) == sorted(digits.DIGITS_FOLDERS)
 
@@ -374,19 +379,19 @@ def test_palettes_fit_the_classes():
 
 
 @pytest.mark.parametrize(
-    ('function', 'arguments', 'words'),
+    ('arguments', 'words'),
     [
-        (digits.write_digits, {'formats': ['voc']}, "format 'voc' is unknown"),
-        (digits.write_digits, {'canvases': (4,)}, 'want two numbers'),
-        (digits.write_coco, {'canvases': (4, 0)}, 'number of canvases is 0'),
-        (digits.write_coco, {'size': 47}, 'canvas size is 47: want 48 to 4096'),
-        (digits.write_cityscapes, {'seed': -1}, 'seed is -1'),
-        (digits.write_imagenet, {'size': 7}, 'size is 7: want at least 8'),
+        ({'formats': ['voc']}, "format 'voc' is unknown: want any of imagenet, coco, cityscapes"),
+        ({'canvases': (4,)}, 'want two numbers'),
+        ({'formats': ['coco'], 'canvases': (4, 0)}, 'number of canvases is 0'),
+        ({'formats': ['coco'], 'size': 47}, 'canvas size is 47: want 48 to 4096'),
+        ({'formats': ['cityscapes'], 'seed': -1}, 'seed is -1'),
+        ({'formats': ['imagenet'], 'image_size': 7}, 'image size is 7: want at least 8'),
     ],
 )
-def test_wrong_arguments(tmp_path, function, arguments, words):
+def test_wrong_arguments(tmp_path, arguments, words):
     with pytest.raises(UserError, match=words) as raised:
-        function(tmp_path, **arguments)
+        digits.write_digits(tmp_path, **arguments)
     assert '\n' not in str(raised.value)
     assert not any(tmp_path.iterdir())
 
@@ -399,7 +404,7 @@ def test_unknown_split():
 def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / 'file').write_text('kept')
     with pytest.raises(UserError, match=r'cannot write .*choose another folder'):
-        digits.write_coco(tmp_path / 'file', **SMALL)
+        write_coco(tmp_path / 'file', **SMALL)
     assert (tmp_path / 'file').read_text() == 'kept'
 
 
@@ -409,7 +414,7 @@ def test_a_file_in_place_of_the_folder(tmp_path):
 @pytest.fixture
 def small(tmp_path):
     """A folder with a small COCO set in it."""
-    digits.write_coco(tmp_path, **SMALL)
+    write_coco(tmp_path, **SMALL)
     return tmp_path
 
 
@@ -417,7 +422,7 @@ def test_second_run_does_nothing(small):
     before = fingerprint(small)
     marked = small / 'coco' / 'train2017' / 'mine.txt'
     marked.write_text('kept')
-    assert digits.write_coco(small, **SMALL, force=True) is False
+    assert write_coco(small, **SMALL, force=True) is False
     assert marked.read_text() == 'kept'
     marked.unlink()
     assert fingerprint(small) == before
@@ -426,13 +431,13 @@ def test_second_run_does_nothing(small):
 def test_other_arguments_are_refused_unless_forced(small, tmp_path_factory):
     before = fingerprint(small)
     with pytest.raises(UserError, match=r'seed 0, wanted .*seed 5.*--force') as raised:
-        digits.write_coco(small, **SMALL, seed=5)
+        write_coco(small, **SMALL, seed=5)
     assert '\n' not in str(raised.value)
     assert fingerprint(small) == before
 
-    assert digits.write_coco(small, **SMALL, seed=5, force=True) is True
+    assert write_coco(small, **SMALL, seed=5, force=True) is True
     fresh = tmp_path_factory.mktemp('fresh')
-    digits.write_coco(fresh, **SMALL, seed=5)
+    write_coco(fresh, **SMALL, seed=5)
     assert fingerprint(small) == fingerprint(fresh)
     assert [path.name for path in small.iterdir()] == ['coco']
 
@@ -440,7 +445,7 @@ def test_other_arguments_are_refused_unless_forced(small, tmp_path_factory):
 def test_another_version_is_refused(small, monkeypatch):
     monkeypatch.setattr(digits, 'DATA_VERSION', digits.DATA_VERSION + 1)
     with pytest.raises(UserError, match=r'version 1, .*wanted version 2'):
-        digits.write_coco(small, **SMALL)
+        write_coco(small, **SMALL)
 
 
 @pytest.mark.parametrize('force', [False, True])
@@ -464,14 +469,14 @@ def test_what_is_not_ours_is_never_replaced(tmp_path, force, name, content):
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / 'coco').mkdir()
-    assert digits.write_coco(tmp_path, **SMALL) is True
+    assert write_coco(tmp_path, **SMALL) is True
     assert (tmp_path / 'coco' / STAMP).is_file()
 
 
 def test_a_linked_set_is_rewritten_where_it_is(small, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp('elsewhere')
     (elsewhere / 'coco').symlink_to(small / 'coco')
-    assert digits.write_coco(elsewhere, **SMALL, seed=5, force=True) is True
+    assert write_coco(elsewhere, **SMALL, seed=5, force=True) is True
     assert (elsewhere / 'coco').is_symlink()
     assert read_json(small / 'coco' / STAMP)['seed'] == 5
 
@@ -521,22 +526,22 @@ def zero(path):
 )
 @pytest.mark.parametrize('pattern', ['annotations/instances_val2017.json', 'val2017/*'])
 def test_a_damaged_set_is_told(tmp_path, pattern, damage, told):
-    digits.write_coco(tmp_path, **SMALL)
+    write_coco(tmp_path, **SMALL)
     place = next((tmp_path / 'coco').glob(pattern))
     whole = place.read_bytes()
     damage(place)
     with pytest.raises(UserError, match=f'^{place} {told}: rewrite the set with --force'):
-        digits.write_coco(tmp_path, **SMALL)
-    assert digits.write_coco(tmp_path, **SMALL, force=True) is True
+        write_coco(tmp_path, **SMALL)
+    assert write_coco(tmp_path, **SMALL, force=True) is True
     assert place.read_bytes() == whole
 
 
 def test_what_was_added_to_a_set_is_never_replaced(small):
     note = small / 'coco' / 'note.txt'
     note.write_text('kept')
-    assert digits.write_coco(small, **SMALL) is False
+    assert write_coco(small, **SMALL) is False
     with pytest.raises(UserError, match='note.txt is not of the digits set.*: move it away'):
-        digits.write_coco(small, **SMALL, seed=5, force=True)
+        write_coco(small, **SMALL, seed=5, force=True)
     assert note.read_text() == 'kept'
 
 
@@ -545,7 +550,7 @@ def test_interrupted_rewrite_keeps_the_old_set(small, monkeypatch, interrupt):
     before = fingerprint(small)
     interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        digits.write_coco(small, **SMALL, seed=5, force=True)
+        write_coco(small, **SMALL, seed=5, force=True)
     assert fingerprint(small) == before
     assert [path.name for path in small.iterdir()] == ['coco']
 

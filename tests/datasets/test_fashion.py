@@ -345,7 +345,7 @@ def test_mmseg_reads_cityscapes(out):
         )
     assert len(dataset) == CANVASES[1]
     for item, canvas in zip(dataset, fashion.scatter('val', CANVASES[1], SIZE, source=str(out))):
-        wanted = np.full((SIZE, SIZE), fashion.BACKGROUND)
+        wanted = np.full((SIZE, SIZE), len(fashion.FASHION_CLASSES))
         for mask, label in zip(canvas.masks, canvas.labels):
             wanted[mask] = label
         assert np.array_equal(item['data_samples'].gt_sem_seg.data[0].numpy(), wanted)

@@ -13,7 +13,7 @@ import mmorepa.det  # noqa: F401
 from downstream import SIZE, narrow, on_digits
 from mmorepa.checkpoints import load_checkpoint
 from mmorepa.checkpoints.models import build_model
-from mmorepa.datasets.digits import write_coco
+from mmorepa.datasets.digits import write_digits
 from support import ROOT, run
 
 STEP = 1e-3  # relative, of the largest change; float32 sums in another order
@@ -25,7 +25,7 @@ CONFIG = ROOT / 'configs' / 'coco' / 'retinanet_orepa-r18_fpn_1x_coco.py'
 def config(tmp_path_factory):
     """Two images, two steps of plain SGD, whose first shows the gradient."""
     folder = tmp_path_factory.mktemp('distributed')
-    write_coco(folder, canvases=(2, 1), size=SIZE)
+    write_digits(folder, ['coco'], canvases=(2, 1), size=SIZE)
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict({**narrow(cfg), **on_digits(cfg, folder)})
     cfg.merge_from_dict(

@@ -14,7 +14,7 @@ from mmorepa import squeeze, switch_to_deploy
 from mmorepa.checkpoints import convert
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs.convert.squeezing import TOLERANCE
-from mmorepa.datasets.digits import write_imagenet
+from mmorepa.datasets.digits import write_digits
 from mmorepa.deploy.export import export, float16
 from mmorepa.deploy.export.formats import FORMATS
 from mmorepa.errors import UserError
@@ -146,7 +146,7 @@ def test_float16_is_refused_where_it_does_not_fit(checkpoint, tmp_path):
 
 
 def test_images_of_the_test_set(checkpoint, tmp_path):
-    write_imagenet(tmp_path / 'digits')
+    write_digits(tmp_path / 'digits', ['imagenet'])
     cfg, path = checkpoint()
     cfg.test_dataloader.dataset.data_root = str(tmp_path / 'digits' / 'imagenet')
     done = export(cfg, path, tmp_path / 'a.onnx', size=SIZE, images=70)

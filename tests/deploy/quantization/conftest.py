@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmorepa.checkpoints.conversion import convert
-from mmorepa.datasets.digits import write_imagenet
+from mmorepa.datasets.digits import write_digits
 from mmorepa.engine.run import load_config, train
 from support import CONFIG
 
@@ -35,7 +35,7 @@ OPTIONS = {
 def digits_folder(tmp_path_factory):
     """The digits as an ImageNet-style folder."""
     folder = tmp_path_factory.mktemp('digits')
-    write_imagenet(folder, size=SIDE)
+    write_digits(folder, ['imagenet'], image_size=SIDE)
     return folder / 'imagenet'
 
 

@@ -11,7 +11,7 @@ import mmorepa.det
 import mmorepa.seg  # noqa: F401
 from downstream import SIZE, narrow, on_digits
 from mmorepa.checkpoints.models import build_model
-from mmorepa.datasets.digits import write_cityscapes, write_coco
+from mmorepa.datasets.digits import write_digits
 from mmorepa.deploy.quantization import Settings, quantize
 from mmorepa.errors import UserError
 from support import ROOT
@@ -54,8 +54,7 @@ def test_int8_loses_little_on_the_digits(config, checkpoint, tmp_path, name, set
 @pytest.fixture(scope='module')
 def downstream_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('downstream')
-    write_coco(folder, canvases=(4, 2), size=SIZE)
-    write_cityscapes(folder, canvases=(4, 2), size=SIZE)
+    write_digits(folder, ['coco', 'cityscapes'], canvases=(4, 2), size=SIZE)
     return folder
 
 

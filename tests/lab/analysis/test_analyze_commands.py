@@ -11,7 +11,7 @@ import torch
 
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
-from mmorepa.datasets.digits import write_imagenet
+from mmorepa.datasets.digits import write_digits
 from mmorepa.lab.analysis import branches_report as branches
 from mmorepa.lab.analysis import forms_report as diff
 from mmorepa.lab.analysis import spectrum_report as spectrum
@@ -183,7 +183,7 @@ class TestNorms:
 
 class TestDiff:
     def test_on_the_test_data(self, analyze, training_checkpoint, tmp_path):
-        write_imagenet(tmp_path, size=32)
+        write_digits(tmp_path, ['imagenet'], image_size=32)
         data = [
             f'test_dataloader.dataset.data_root={tmp_path / "imagenet"}',
             'test_dataloader.num_workers=0',

@@ -19,7 +19,7 @@ import mmorepa.seg  # noqa: F401
 from mmorepa import OREPAConv2d, squeeze, switch_to_deploy
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs.rows import as_kernel
-from mmorepa.datasets.digits import write_imagenet
+from mmorepa.datasets.digits import write_digits
 from mmorepa.errors import UserError
 from mmorepa.lab.analysis import effective_lr_report as reports
 from mmorepa.lab.analysis.effective_lr import (
@@ -622,7 +622,7 @@ class TestReport:
 def digits(tmp_path_factory):
     """The digits and what makes a config read them in this process."""
     folder = tmp_path_factory.mktemp('digits')
-    write_imagenet(folder, size=48)
+    write_digits(folder, ['imagenet'], image_size=48)
     return {
         'train_dataloader.dataset.data_root': str(folder / 'imagenet'),
         'train_dataloader.batch_size': 16,

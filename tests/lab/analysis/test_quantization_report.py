@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from mmorepa.datasets.digits import write_imagenet
+from mmorepa.datasets.digits import write_digits
 from mmorepa.deploy.quantization.layers import Layer, Measurement
 from mmorepa.errors import UserError
 from mmorepa.lab.analysis import quantization_report
@@ -84,7 +84,7 @@ def test_nothing_is_overwritten_unasked(made, tmp_path):
 
 
 def test_study_of_a_checkpoint(narrow_config, training_checkpoint, tmp_path):
-    write_imagenet(tmp_path, size=32)
+    write_digits(tmp_path, ['imagenet'], image_size=32)
     train = {'dataset.data_root': str(tmp_path / 'imagenet'), 'num_workers': 0}
     train['persistent_workers'] = False
     cfg = narrow_config(**{f'train_dataloader.{key}': value for key, value in train.items()})

@@ -16,7 +16,7 @@ from mmorepa.checkpoints import load_checkpoint
 from mmorepa.checkpoints.conversion import count_parameters
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
-from mmorepa.datasets.digits import write_imagenet
+from mmorepa.datasets.digits import write_digits
 from mmorepa.engine.run import build_runner, load_config
 from mmorepa.errors import UserError
 from mmorepa.lab.comparison import measured_run
@@ -73,7 +73,7 @@ def command(*arguments):
 def workplace(tmp_path_factory, run_forked):
     """A folder in which the command ran, and what it printed there."""
     folder = tmp_path_factory.mktemp('compare')
-    write_imagenet(folder / 'data' / 'digits', size=16)
+    write_digits(folder / 'data' / 'digits', ['imagenet'], image_size=16)
     (folder / 'tiny.py').write_text(TINY)
     (folder / 'again.py').write_text("_base_ = ['./tiny.py']\n")
     (folder / 'broken.py').write_text(BROKEN)
