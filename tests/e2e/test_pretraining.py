@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 import demo
 from mmorepa.checkpoints import load_checkpoint
 from mmorepa.environment import distribution
-from support import CONFIG, ROOT, run
+from support import CONFIG, ROOT
 
 # A small network and two epochs: enough to tell digits apart far better than by chance.
 OPTIONS = [
@@ -30,17 +29,14 @@ OPTIONS = [
 OWN = Path('work_dirs/demo/pretrain', CONFIG.name)
 TRAINED = OWN.with_name('epoch_2.pth')
 LEARNED = 30.0  # top-1 in per cent; chance is 10
-
-
-def tool(name):
-    return sys.executable, ROOT / 'tools' / name
+TRAIN, VAL = 80, 50  # canvases to fine-tune with
 
 
 @pytest.fixture(scope='module')
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory, run_forked):
     """A folder in which `make demo` ran, and what that printed."""
     folder = tmp_path_factory.mktemp('demo')
-    (folder / 'demo.log').write_text(run(folder, *tool('demo.py'), *OPTIONS))
+    (folder / 'demo.log').write_text(run_forked(folder, ROOT / 'tools' / 'demo.py', *OPTIONS))
     return folder
 
 
@@ -116,6 +112,8 @@ def test_demo_of_finetuning(workplace, trained, command, experiment, options, mo
             assert script == 'train'
             script = Path(import_module(package).__path__[0], '.mim/tools/train.py')
             arguments = [config, *arguments]
+        if Path(script).name == 'digits.py':
+            arguments = [*arguments, '--canvases', TRAIN, VAL]
         with log.open('a') as file:
             file.write(command(script, *arguments))
         return 1.0
@@ -125,8 +123,6 @@ def test_demo_of_finetuning(workplace, trained, command, experiment, options, mo
     monkeypatch.setattr(demo, 'TOOLS', ROOT / 'tools')
     monkeypatch.setattr(demo, 'CONFIGS', ROOT / 'configs' / 'digits')
     narrow = ['model.backbone.base_channels=8', 'model.backbone.stem_channels=8']
-    narrow += ['train_dataloader.dataset.indices=80']
-    narrow += [f'{loader}_dataloader.dataset.indices=50' for loader in ('val', 'test')]
     # This process, which has threads, reads the images of the comparison itself: no fork of it.
     narrow += ['val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False']
     demo.demonstrate(experiment, [*narrow, *options])
@@ -138,8 +134,9 @@ def test_demo_of_finetuning(workplace, trained, command, experiment, options, mo
     ]
     assert metrics[0] == pytest.approx(metrics[1], abs=5e-4)
     shown = capsys.readouterr().out
-    relative = re.search(r'raw outputs for 50 validation images: .*relative (\S+),', shown)
-    assert float(relative[1]) < 1e-4
+    compared = re.search(r'raw outputs for (\d+) validation images: .*relative (\S+),', shown)
+    assert int(compared[1]) == VAL
+    assert float(compared[2]) < 1e-4
 
 
 def test_keep_bn_with_metrics_before_and_after(workplace, trained, command):

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import multiprocessing
 import os
+import socket
 from datetime import timedelta
 
 import torch
@@ -78,7 +80,31 @@ def make_runner(work_dir, dataset=None, lr=0.01, hooks=(), optim=None, backbone=
     )
 
 
-def train_one_of_two(rank, folder, port, lines):
+def line_of_two(folder):
+    """What one of two processes that train says of its faulty image; the other is ended.
+
+    As a launcher does it. To be called where processes may be forked.
+    """
+    context = multiprocessing.get_context('fork')
+    lines = context.Queue()
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    processes = [
+        context.Process(target=_train_one_of_two, args=(rank, folder, port, lines))
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        return lines.get(timeout=100)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _train_one_of_two(rank, folder, port, lines):
     """One process of a distributed training, whose second process gets a faulty image."""
     os.environ.update(
         RANK=str(rank),
@@ -90,7 +116,7 @@ def train_one_of_two(rank, folder, port, lines):
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=60))
     runner = make_runner(
-        folder / 'a',
+        folder,
         # Every other image goes to each process.
         Images(faulty=(1,)),
         cfg=dict(

@@ -3,20 +3,18 @@
 import copy
 import math
 import re
-import socket
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, MMFullyShardedDataParallel
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch import nn
 
-from engine.small_training import CHECKPOINT, Images, make_runner, train_one_of_two
+from engine.small_training import CHECKPOINT, Images, line_of_two, make_runner
 from mmorepa import OREPAConv2d
 from mmorepa.convs.finite import fault_of, first_fault
 from mmorepa.engine import NonFiniteHook
@@ -333,27 +331,8 @@ def test_sharded_model(whole, use_orig_params, name):
         hook.after_train_epoch(runner)
 
 
-def test_a_process_speaks_for_its_own_loss(tmp_path):
-    """As a launcher does it: one process ends, the other is ended."""
-    # Not a fork of this process, which may have threads that others wait for.
-    context = torch.multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['engine.small_training'])
-    lines = context.Queue()
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    processes = [
-        context.Process(target=train_one_of_two, args=(rank, tmp_path, port, lines))
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            process.start()
-        line = lines.get(timeout=100)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+def test_a_process_speaks_for_its_own_loss(apart, tmp_path):
+    line = apart(line_of_two, str(tmp_path))
     assert line == (
         'the loss is nan in iteration 1 of process 1: all kernels are finite, the input is not '
         '(images/1.png); check the data'
