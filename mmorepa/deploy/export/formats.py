@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import torch_program, torchscript
 from .format_options import FormatOptions
-from .onnx_file import needed, node_counts, write_onnx
+from .onnx_file import INPUT, needed, write_onnx
 
 #: From an input to the outputs.
 Network = Callable[[Tensor], list[Tensor]]
@@ -36,29 +36,14 @@ class Format:
     load: Callable[[Path], Network]
 
 
-def _write_onnx(
-    model: nn.Module, path: Path, sample: Tensor, options: FormatOptions
-) -> Counter[str]:
-    write_onnx(
-        model,
-        path,
-        sample,
-        opset=options.opset,
-        dynamic=options.dynamic,
-        metadata=options.metadata,
-    )
-    return node_counts(path)
-
-
 def _load_onnx(path: os.PathLike) -> Network:
     ort = needed('onnxruntime')
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    name = session.get_inputs()[0].name
 
     def network(image: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(output) for output in session.run(None, {name: image.numpy()})]
+        return [torch.from_numpy(output) for output in session.run(None, {INPUT: image.numpy()})]
 
     return network
 
@@ -78,7 +63,7 @@ def _torch_network(load: Callable[[Path], Callable]) -> Callable[[Path], Network
 
 #: By the name of the format.
 FORMATS = {
-    'onnx': Format(lambda: '.onnx', _write_onnx, _load_onnx),
+    'onnx': Format(lambda: '.onnx', write_onnx, _load_onnx),
     'torch-export': Format(
         lambda: '.pt2', torch_program.write_program, _torch_network(torch_program.load_program)
     ),

@@ -1,11 +1,11 @@
-"""Writing a module as an ONNX file, and reading its graph back."""
+"""Writing a module as an ONNX file."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -15,20 +15,15 @@ from torch import Tensor, nn
 from ...engine.quiet import lost, quiet_torch
 from ...errors import UserError, first_line
 from .adaptive_pool import sizeless_pools
-from .format_options import OPSET
+from .format_options import FormatOptions
+
+#: What the graph calls its input.
+INPUT = 'image'
 
 
 def write_onnx(
-    model: nn.Module,
-    path: str | os.PathLike,
-    sample: Tensor,
-    *,
-    opset: int = OPSET,
-    dynamic: bool = True,
-    input_names: Sequence[str] = ('image',),
-    output_names: Sequence[str] | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
+    model: nn.Module, path: str | os.PathLike, sample: Tensor, options: FormatOptions
+) -> Counter[str]:
     """Write a module as an ONNX file that ``onnx.checker`` accepts.
 
     This uses torch's TorchScript-based exporter. The module is exported in eval mode and as it is:
@@ -36,18 +31,17 @@ def write_onnx(
 
     Args:
         model (nn.Module): A module from one tensor to a tensor or a tuple of tensors, such as a
-            :class:`mmorepa.deploy.export.TensorModel`. Afterwards it is in the mode, train or eval,
-            in which it was before.
+            :class:`mmorepa.deploy.export.TensorModel`, which also names the outputs; those of
+            others are ``output_0``, ... Afterwards it is in the mode, train or eval, in which it
+            was before.
         path (str | os.PathLike): The file. An existing one is replaced.
         sample (Tensor): An input, (N, C, H, W). The graph has its dtype.
-        opset (int): The version of the ai.onnx operators. Defaults to 17.
-        dynamic (bool): Whether batch, height and width of the input stay open, and every axis of
-            the outputs that may depend on them. Otherwise they are those of ``sample``. Defaults to
-            True.
-        input_names (Sequence[str]): One name. Defaults to ``('image',)``.
-        output_names (Sequence[str], optional): One name for each output. By default those that a
-            ``TensorModel`` gives, else ``output_0``, ...
-        metadata (Mapping[str, str], optional): What is written as the file's ``metadata_props``.
+        options (FormatOptions): If ``dynamic``, batch, height and width of the input stay open, and
+            every axis of the outputs that may depend on them; otherwise they are those of
+            ``sample``. ``metadata`` becomes the file's ``metadata_props``.
+
+    Returns:
+        Counter[str]: The number of nodes by operator.
 
     Raises:
         UserError: If the module has an operator that the exporter or the opset lacks.
@@ -60,30 +54,31 @@ def write_onnx(
         with torch.no_grad():
             outputs = model(sample)
         outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-        names = list(output_names or default_names(model, outputs))
-        axes = {input_names[0]: {0: 'batch', 2: 'height', 3: 'width'}}
+        names = output_names(model, outputs)
+        axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
         for name, output in zip(names, outputs):
             axes[name] = {0: 'batch'}
             if output.dim() == 4:
                 axes[name].update({2: f'{name}_height', 3: f'{name}_width'})
-        with quiet_torch(), sizeless_pools(model, None if dynamic else sample):
+        with quiet_torch(), sizeless_pools(model, None if options.dynamic else sample):
             _export(
                 model,
                 sample,
                 path,
-                opset_version=opset,
-                input_names=list(input_names),
+                opset_version=options.opset,
+                input_names=[INPUT],
                 output_names=names,
-                dynamic_axes=axes if dynamic else None,
+                dynamic_axes=axes if options.dynamic else None,
             )
         graph = onnx.load(path)
-        if metadata:
-            onnx.helper.set_model_props(graph, dict(metadata))
+        if options.metadata:
+            onnx.helper.set_model_props(graph, dict(options.metadata))
             onnx.save(graph, path)
         onnx.checker.check_model(graph, full_check=True)
     finally:
         for module, mode in modes.items():
             module.training = mode
+    return Counter(node.op_type for node in graph.graph.node)
 
 
 def _export(model: nn.Module, sample: Tensor, path: os.PathLike, **kwargs) -> None:
@@ -95,16 +90,11 @@ def _export(model: nn.Module, sample: Tensor, path: os.PathLike, **kwargs) -> No
         raise UserError(f'torch.onnx cannot export this model: {first_line(error)}') from None
 
 
-def default_names(model: nn.Module, outputs: Sequence[Tensor]) -> list[str]:
+def output_names(model: nn.Module, outputs: Sequence[Tensor]) -> list[str]:
     """What the model calls its outputs, else numbers."""
     if hasattr(model, 'output_names'):
         return model.output_names(outputs)
     return [f'output_{i}' for i in range(len(outputs))]
-
-
-def node_counts(path: str | os.PathLike) -> Counter[str]:
-    """The number of nodes by operator in an ONNX file's graph."""
-    return Counter(node.op_type for node in needed('onnx').load(path).graph.node)
 
 
 def needed(name: str) -> ModuleType:

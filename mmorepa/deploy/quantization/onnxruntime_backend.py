@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...engine.quiet import logging_at
 from ...writing import written_whole
-from ..export import TensorModel, write_onnx
+from ..export import FormatOptions, TensorModel, write_onnx
 from ..export.onnx_file import needed
 from .settings import Settings
 
@@ -52,7 +52,7 @@ def quantize_onnx(
     hints = logging_at(logging.ERROR, logging.getLogger())
     with tempfile.TemporaryDirectory() as folder, written_whole(path) as out, hints:
         plain, prepared = Path(folder, 'float.onnx'), Path(folder, 'prepared.onnx')
-        write_onnx(TensorModel(model), plain, sample)
+        write_onnx(TensorModel(model), plain, sample, FormatOptions())
         # Shapes are left to ONNX's own inference: the symbolic one gives up on some heads.
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         if settings.mode == 'dynamic':

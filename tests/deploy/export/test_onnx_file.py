@@ -12,7 +12,7 @@ from torch import nn
 from mmorepa import switch_to_deploy
 from mmorepa.checkpoints.comparing import compare_outputs
 from mmorepa.convs.convert.squeezing import TOLERANCE
-from mmorepa.deploy.export import TensorModel, node_counts, write_onnx
+from mmorepa.deploy.export import FormatOptions, TensorModel, write_onnx
 from mmorepa.deploy.export.onnx_file import needed
 from mmorepa.errors import UserError
 
@@ -37,7 +37,7 @@ def run(path, image):
 @pytest.mark.parametrize('kind', ['classifier', 'detector', 'two-stage detector', 'segmentor'])
 def test_one_file_for_every_batch_and_size(kind, small_model, tmp_path):
     model = TensorModel(switch_to_deploy(small_model(kind)), full_size=kind == 'segmentor')
-    write_onnx(model, tmp_path / 'a.onnx', SAMPLE)
+    write_onnx(model, tmp_path / 'a.onnx', SAMPLE, FormatOptions())
     for shape in OTHERS:
         with torch.no_grad():
             expected = model(image(shape))
@@ -48,7 +48,8 @@ def test_one_file_for_every_batch_and_size(kind, small_model, tmp_path):
 def test_names_axes_opset_and_metadata(small_model, tmp_path):
     model = TensorModel(switch_to_deploy(small_model('segmentor')))
     path = tmp_path / 'a.onnx'
-    write_onnx(model, path, SAMPLE, opset=16, metadata=dict(mean='[1, 2]', model='PSPNet'))
+    options = FormatOptions(opset=16, metadata=dict(mean='[1, 2]', model='PSPNet'))
+    nodes = write_onnx(model, path, SAMPLE, options)
     graph = onnx.load(path)
 
     def axes(value):
@@ -62,22 +63,22 @@ def test_names_axes_opset_and_metadata(small_model, tmp_path):
     assert {prop.key: prop.value for prop in graph.metadata_props} == dict(
         mean='[1, 2]', model='PSPNet'
     )
-    assert node_counts(path)['Conv'] == 26
+    assert nodes['Conv'] == 26
 
 
 def test_static(tmp_path):
-    write_onnx(network(), tmp_path / 'a.onnx', SAMPLE, dynamic=False, output_names=['pooled'])
+    write_onnx(network(), tmp_path / 'a.onnx', SAMPLE, FormatOptions(dynamic=False))
     with pytest.raises(Exception, match='Got invalid dimensions for input: image'):
         run(tmp_path / 'a.onnx', image((1, 3, 64, 64)))
     session = onnxruntime.InferenceSession(tmp_path / 'a.onnx')
-    assert [(o.name, o.shape) for o in session.get_outputs()] == [('pooled', [2, 4, 3, 3])]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [('output_0', [2, 4, 3, 3])]
 
 
 def test_the_model_is_left_as_it_was(tmp_path):
     model = network().train()
     model[1].eval()
     pool = model[2]
-    write_onnx(model, tmp_path / 'a.onnx', SAMPLE)
+    write_onnx(model, tmp_path / 'a.onnx', SAMPLE, FormatOptions())
     assert [module.training for module in model] == [True, False, True]
     assert model[2] is pool
 
@@ -89,7 +90,7 @@ class Unknown(nn.Module):
 
 def test_what_onnx_does_not_have(tmp_path):
     with pytest.raises(UserError, match='torch.onnx cannot export this model: .*svdvals') as error:
-        write_onnx(Unknown(), tmp_path / 'a.onnx', SAMPLE)
+        write_onnx(Unknown(), tmp_path / 'a.onnx', SAMPLE, FormatOptions())
     assert '\n' not in str(error.value)
     assert os.listdir(tmp_path) == []
 

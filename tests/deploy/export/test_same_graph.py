@@ -8,7 +8,7 @@ from onnx import numpy_helper
 
 from mmorepa import squeeze, switch_to_deploy
 from mmorepa.backbones.pretrain_repvgg import OREPARepVGG
-from mmorepa.deploy.export import TensorModel, write_onnx
+from mmorepa.deploy.export import FormatOptions, TensorModel, write_onnx
 from support import make_trained_like
 
 SAMPLE = torch.zeros(2, 3, 64, 64)
@@ -16,7 +16,7 @@ SAMPLE = torch.zeros(2, 3, 64, 64)
 
 def structure(model, path):
     """Every node: operator, attributes, and where its inputs come from; initializers by shape."""
-    write_onnx(model, path, SAMPLE)
+    write_onnx(model, path, SAMPLE, FormatOptions())
     graph = onnx.load(path).graph
     initializers = {tensor.name: (tensor.data_type, *tensor.dims) for tensor in graph.initializer}
     numbers = {graph.input[0].name: 0}

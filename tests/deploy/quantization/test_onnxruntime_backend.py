@@ -1,6 +1,7 @@
 """Int8 ONNX files: real integer operators, near the float network."""
 
 import sys
+from collections import Counter
 
 import onnx
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
-from mmorepa.deploy.export import TensorModel, node_counts
+from mmorepa.deploy.export import TensorModel
 from mmorepa.deploy.quantization import Settings, open_int8
 from mmorepa.deploy.quantization.layers import Noise
 from mmorepa.deploy.quantization.onnxruntime_backend import quantize_onnx
@@ -34,6 +35,11 @@ def sqnr(model, path, image):
         (expected,), (found,) = TensorModel(model)(image), open_int8(path)(image)
     noise.add(expected, found)
     return noise.sqnr
+
+
+def node_counts(path):
+    """The number of nodes by operator."""
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
 def weight_scales(path):
