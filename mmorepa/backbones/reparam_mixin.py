@@ -107,10 +107,11 @@ class ReparamMixin:
         with holding_weights(self) if steady else contextlib.nullcontext():
             super().train(mode)
         # The libraries set only the norm of a frozen stem to eval mode. A block may have taken it
-        # in.
-        for block in self.modules():
-            if isinstance(block, ReparamConv2d) and block.takes_norm and is_frozen(block):
-                block.eval()
+        # in, and holds its kernel in this mode alone.
+        if self.frozen_stages >= 0:
+            for block in self.modules():
+                if isinstance(block, ReparamConv2d) and is_frozen(block):
+                    block.eval()
         if mode and self.deploy:
             warnings.warn(
                 f'{type(self).__name__} is in deploy form, without BatchNorms, and will not train '

@@ -235,6 +235,8 @@ class GeneratedConv2d(ReparamConv2d):
                 f'{self}: the gradient of its kernel was dropped before it was pulled back to the '
                 f'branches: {TRAINING_ADVICE}'
             )
+        if self.training and not leaf.requires_grad:
+            self.held.outdate()  # it may follow another network, see _present_weight
         self.refresh()
         return leaf
 
@@ -337,7 +339,8 @@ class GeneratedConv2d(ReparamConv2d):
             kernel = self._kernel_in(memory_format)
         if may_be_stepped:
             return kernel
-        if (self.training or self._gave_gradients) and not self._is_frozen():
+        # What trains may be written to in ways that nothing counts, a key encoder by its average.
+        if self.training or (self._gave_gradients and not self._is_frozen()):
             return kernel
         held.hold(kernel, Snapshot.of(self.kernel), memory_format)
         return kernel

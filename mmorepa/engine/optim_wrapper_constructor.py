@@ -177,11 +177,29 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix=prefix, **kwargs)
         # MMEngine calls this again for each child; only the first call is for the whole model.
         if not prefix:
+            self._decay_depthwise(params[before:], module)
             self._raise_norm_biases(params[before:], module)
             self._multiply(params[before:], module)
             if self.paramwise_cfg.get('kernel_decay'):
                 self._move_decay(params[before:], module)
             params[before:] = _merged(params[before:])
+
+    def _decay_depthwise(self, groups: list[dict], model: nn.Module) -> None:
+        """Apply MMEngine's multiplier for depthwise convolutions to the branches of such blocks."""
+        mult = self.paramwise_cfg.get('dwconv_decay_mult')
+        if mult is None:
+            return
+        branches = {
+            id(parameter): f'{name}.kernel.{key}'
+            for name, block in model.named_modules()
+            if isinstance(block, GeneratedConv2d) and block.in_channels == block.groups
+            for key, parameter in block.kernel.named_parameters()
+        }
+        custom_keys = self.paramwise_cfg.get('custom_keys', {})
+        for group in groups:
+            name = branches.get(id(group['params'][0]))
+            if name and not any(key in name for key in custom_keys):
+                group['weight_decay'] = self.base_wd * mult
 
     def _raise_norm_biases(self, groups: list[dict], model: nn.Module) -> None:
         mult = self.paramwise_cfg.get('norm_bias_lr_mult')

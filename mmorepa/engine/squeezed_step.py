@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS
 from torch import nn
@@ -35,6 +35,9 @@ class SqueezedStepMixin:
     def step(self, **kwargs) -> None:
         """Pull gradients back, do the wrapper's own step, generate the kernels."""
         self.training.pull_back()
+        if self.training.shard and isinstance(self, AmpOptimWrapper) and not self.clip_grad_kwargs:
+            # A fused optimizer would look for an overflow in this process alone.
+            self.loss_scaler.unscale_(self.optimizer)
         super().step(**kwargs)
         self.training.generate()
 
@@ -118,7 +121,9 @@ class SqueezedTrainingHook(Hook):
 
     With blocks shared out, each process updates the branches of its own blocks only. The hook does
     nothing in a single process, or if no block is in mode ``'squeezed'``. Without the hook every
-    process updates all branches: the result is the same, but a step takes longer.
+    process updates all branches: the result is the same, but a step takes longer. Every process
+    does so too where something reads all branches in every step, see :func:`reader_of_all`; the
+    log then names it.
 
     The branches of all blocks, and those of a moving average, are brought up to date in all
     processes before a checkpoint is written, before each validation and after training. The
@@ -137,10 +142,17 @@ class SqueezedTrainingHook(Hook):
     def before_train(self, runner) -> None:
         """Share the blocks out."""
         training = training_of(runner)
-        if self.shard and training is not None and get_world_size() > 1:
-            runner.optim_wrapper.shard()
-            own, total = len(training.own_blocks), len(training.blocks)
-            runner.logger.info(f'squeezed training: this process steps {own} of {total} blocks')
+        if not self.shard or training is None or get_world_size() == 1:
+            return
+        if reader := reader_of_all(runner):
+            runner.logger.info(
+                f'squeezed training: {reader} reads the branches of all blocks in every step, so '
+                'that every process steps all of them'
+            )
+            return
+        runner.optim_wrapper.shard()
+        own, total = len(training.own_blocks), len(training.blocks)
+        runner.logger.info(f'squeezed training: this process steps {own} of {total} blocks')
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Bring branches together if a checkpoint is about to be written."""
@@ -165,6 +177,25 @@ def training_of(runner) -> SqueezedTraining | None:
     return getattr(getattr(runner, 'optim_wrapper', None), 'training', None)
 
 
+def reader_of_all(runner) -> str:
+    """What reads the branches of all blocks after every step; empty if nothing does.
+
+    These are a moving average that begins later or that averages buffers, which reads whole state
+    dicts, and a follower inside the model, such as a teacher or a key encoder.
+    """
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            begins_later = hook.begin_iter > 0 or hook.begin_epoch > 0
+            if begins_later or hook.ema_model.update_buffers:
+                return type(hook).__name__
+        if type(hook).__name__ == 'MeanTeacherHook':  # mmdet's, which need not be there
+            return type(hook).__name__
+    for name, module in runner.model.named_modules():
+        if isinstance(module, BaseAveragedModel):
+            return name
+    return ''
+
+
 def consolidate(runner) -> None:
     """Bring the branches of a Runner's model and of its moving averages up to date.
 
@@ -182,7 +213,7 @@ def saves_now(hook: Hook, own: Hook, runner) -> bool:
         isinstance(hook, CheckpointHook)
         and not hook.by_epoch
         and (
-            own.every_n_train_iters(runner, hook.interval)
+            own.every_n_train_iters(runner, hook.interval, hook.save_begin)
             or (hook.save_last and own.is_last_train_iter(runner))
         )
     )

@@ -1,7 +1,10 @@
 """An evaluated network is the one at hand, however often it was called before."""
 
+import copy
+
 import pytest
 import torch
+from mmengine.model import ExponentialMovingAverage
 from mmpretrain.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -130,6 +133,21 @@ def test_nothing_is_made_beside_the_network(build):
     for (name, a), b in zip(model.state_dict().items(), fresh.state_dict().values()):
         assert torch.equal(a, b), name
     assert model.__dict__.keys() == fresh.__dict__.keys()
+
+
+@torch.no_grad()
+def test_a_key_encoder_follows(build):
+    """As in MoCo and BYOL: a frozen copy in training mode, written to through ``.data``."""
+    model = build().train()
+    follower = ExponentialMovingAverage(model, momentum=0.5).train()
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+        before = follower(image())
+        follower.update_parameters(model)
+        fresh = copy.deepcopy(follower).train()
+        assert_same(follower(image()), fresh(image()))
+        assert not torch.allclose(before[-1], fresh(image())[-1])
 
 
 @pytest.mark.parametrize('training', [True, False], ids=['training', 'eval'])

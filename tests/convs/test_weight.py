@@ -251,8 +251,13 @@ def test_not_held_while_training(conv):
         assert conv.weight is not conv.weight
 
 
-def test_held_while_training_if_frozen(conv):
+def test_held_in_eval_mode_alone(conv):
+    """A frozen block in training mode may be a key encoder, which is written to by ``.data``."""
     conv.requires_grad_(False).train()
+    before = conv.weight.clone()
+    first(conv).data.add_(1)
+    assert not torch.equal(conv.weight, before)
+    conv.eval()
     held = conv.weight
     assert conv.weight is held
     conv.requires_grad_(True)

@@ -76,6 +76,17 @@ def test_released_recipe(name, lr, decay):
     assert groups(model(), RECIPE)[name] == (pytest.approx(lr), decay)
 
 
+@pytest.mark.parametrize('custom', [{}, {'0.kernel.average': dict(decay_mult=0.5)}])
+def test_depthwise_blocks(custom):
+    """MMEngine's multiplier, which looks at a convolution's own parameters alone."""
+    net = nn.Sequential(OREPAConv2d(4, 8, 3, groups=4, bias=False), OREPAConv2d(8, 8, 3))
+    found = groups(net, dict(dwconv_decay_mult=0.1, custom_keys=custom))
+    for name, (rate, decay) in found.items():
+        is_custom = any(key in name for key in custom)
+        mult = 0.5 if is_custom else 0.1 if name.startswith('0.') else 1
+        assert (rate, decay) == (LR, pytest.approx(mult * DECAY)), name
+
+
 def test_every_parameter_is_there_once():
     net = model()
     wrapper = build_optim_wrapper(

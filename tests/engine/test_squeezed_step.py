@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
@@ -15,7 +16,7 @@ from engine.small_training import make_runner
 from mmorepa.checkpoints.files import mmengine_loads_weights_only
 from mmorepa.convs import ExpandConv2d, OREPAConv2d
 from mmorepa.convs.generated import GeneratedConv2d
-from mmorepa.engine.squeezed_step import SqueezedTrainingHook, training_of
+from mmorepa.engine.squeezed_step import SqueezedTrainingHook, reader_of_all, training_of
 from mmorepa.errors import UserError
 
 SAME = 1e-9  # relative, float64
@@ -135,6 +136,29 @@ def assert_near(found, expected, tolerance, name='checkpoint'):
 
 def blocks_of(net):
     return [module for module in net.modules() if isinstance(module, GeneratedConv2d)]
+
+
+@pytest.mark.parametrize(
+    'average, reader',
+    [
+        (dict(), ''),
+        (dict(begin_iter=1), 'EMAHook'),
+        (dict(begin_epoch=1), 'EMAHook'),
+        (dict(update_buffers=True), 'EMAHook'),
+    ],
+    ids=str,
+)
+def test_what_reads_all_branches_in_every_step(average, reader, tmp_path):
+    runner = runner_of(tmp_path, 'squeezed', hooks=[dict(type='EMAHook', **average)])
+    runner.call_hook('before_run')
+    assert reader_of_all(runner) == reader
+
+
+def test_a_follower_in_the_model_reads_all_branches(tmp_path):
+    runner = runner_of(tmp_path, 'squeezed')
+    assert reader_of_all(runner) == ''
+    runner.model.encoder_k = ExponentialMovingAverage(runner.model.backbone)
+    assert reader_of_all(runner) == 'encoder_k'
 
 
 PARTS = ('state_dict', 'optimizer', 'ema_state_dict')

@@ -158,8 +158,17 @@ def test_unfreezing(config, tmp_path):
     assert not any(torch.equal(first[name], second[name]) for name in frozen)
 
 
-def test_an_overflow_of_one_process_is_skipped_by_all(config, tmp_path):
+#: It looks for an overflow by itself, where nothing has unscaled before.
+FUSED = {
+    'optim_wrapper.optimizer.fused': True,
+    'optim_wrapper.clip_grad': None,
+}
+
+
+@pytest.mark.parametrize('more', [{}, FUSED], ids=['', 'fused'])
+def test_an_overflow_of_one_process_is_skipped_by_all(config, tmp_path, more):
     amp = {
+        **more,
         'optim_wrapper.type': 'AmpOptimWrapper',
         'optim_wrapper.dtype': 'float16',
         'optim_wrapper.loss_scale': dict(init_scale=2.0**8),
@@ -167,6 +176,25 @@ def test_an_overflow_of_one_process_is_skipped_by_all(config, tmp_path):
     first, second = shared_and_not(config, tmp_path, dict(type='OverflowHook'), **amp)
     assert first['optimizer']['loss_scaler']['scale'] == 2.0**7
     assert second['optimizer']['loss_scaler']['scale'] == 2.0**7
+
+
+def test_saving_that_begins_late(config, folder, options, tmp_path):
+    cfg = config(tmp_path, **options)
+    cfg.default_hooks.checkpoint.save_begin = 1
+    assert not train_in(cfg, folder)
+    for name in ('iter_1.pth', 'iter_3.pth'):
+        states = load(tmp_path / name)['optimizer']['state']
+        assert all(state['momentum_buffer'].any() for state in states.values())
+
+
+@pytest.mark.parametrize('more', [dict(begin_iter=2), dict(update_buffers=True)], ids=str)
+def test_blocks_stay_together_for_what_reads_all_branches(config, folder, options, tmp_path, more):
+    average = dict(type='EMAHook', momentum=0.3, **more)
+    cfg = config(tmp_path, **{**options, 'custom_hooks': [average]})
+    assert not train_in(cfg, folder)
+    found = load(tmp_path / 'iter_4.pth')
+    average = found['ema_state_dict'].keys()
+    assert average >= {f'module.{name}' for name in found['state_dict']}
 
 
 def test_fsdp_is_refused(config, tmp_path, options):

@@ -74,18 +74,20 @@ class SqueezedTraining:
             ``'online'`` are put into mode ``'squeezed'``.
         optimizer (Optimizer): Any optimizer of torch whose step needs no closure: not LBFGS.
         shard (bool, optional): Whether to share the blocks out among the processes of
-            ``torch.distributed``. If so, call :meth:`consolidate` before checkpoints and before
-            anything else reads the branches, clip with :meth:`clip_grad_norm_`, and use
-            ``torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler`` as loss scaler.
-            Defaults to True if there are several processes.
+            ``DistributedDataParallel``'s group, or of ``torch.distributed``. If so, call
+            :meth:`consolidate` before checkpoints and before anything else reads the branches, and
+            clip with :meth:`clip_grad_norm_`. Use
+            ``torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler`` as loss scaler, and
+            call its ``unscale_`` before its ``step``, because with a fused optimizer ``step`` alone
+            looks for an overflow in one process. Defaults to True if there are several processes.
         grouped (bool, optional): Whether to process blocks of equal geometry together, with few
             operations. Defaults to True except on a CPU, where passes over parts of one block are
             quicker.
 
     Raises:
-        UserError: If there is no block to train, the optimizer lacks the parameters of one or
-            needs a closure, a scheduler knows a group of the optimizer that is removed, or the
-            model is wrapped already and its blocks are not in squeezed mode.
+        UserError: If there is no block to train, the optimizer lacks the parameters of one, needs a
+            closure or shares parameters out itself, a scheduler knows a group of the optimizer that
+            is removed, or the model is wrapped already and its blocks are not in squeezed mode.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class SqueezedTraining:
     ):
         is_wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
         self.model = model.module if is_wrapped else model
+        self._group = model.process_group if is_wrapped else None
         self.optimizer = optimizer
         self.blocks = {
             name: module
@@ -135,18 +138,19 @@ class SqueezedTraining:
         self._stacks: list[Stack] = []
         self._stacked: dict[int, tuple[Stack, int]] = {}
         self._stepped: list[str] = []
-        self._is_consolidated = True
+        self._is_consolidated, self._was_shared_out = True, False
         optimizer.register_state_dict_pre_hook(self._refuse_partial_state)
         optimizer.register_step_pre_hook(self._refuse_missing_pull_back)
-        self.shard = processes() > 1 if shard is None else shard
+        self.shard = processes(self._group) > 1 if shard is None else shard
 
     @property
     def shard(self) -> bool:
         """Whether the blocks are shared out among the processes. Set it only between two steps.
 
         Raises:
-            UserError: If it is set to True and ``torch.distributed`` is not initialized, or to
-                False while branches are out of date.
+            UserError: If it is set to True and ``torch.distributed`` is not initialized or the
+                optimizer shares parameters out itself, or to False after a step that was shared
+                out.
         """
         return self._shard
 
@@ -154,12 +158,20 @@ class SqueezedTraining:
     def shard(self, shard: bool) -> None:
         if shard and not processes():
             raise UserError('shard=True wants torch.distributed: call init_process_group first')
-        if not shard and not self._is_consolidated:
-            raise UserError('shard=False wants consolidate() in all processes first')
+        if shard and _is_zero(self.optimizer):
+            raise UserError(
+                'shard=True does not go with ZeroRedundancyOptimizer, which shares parameters out '
+                'by itself: use the optimizer that it wraps, or shard=False'
+            )
+        if not shard and self._was_shared_out:
+            raise UserError(
+                "shard=False wants the optimizer's state of all blocks, which is spread over the "
+                'processes: load a checkpoint into a training without shard'
+            )
         self._shard = shard
-        self.rank = dist.get_rank() if shard else 0
-        #: The process that owns each block, by name.
-        self.owners = share_out(self.blocks, processes() if shard else 1)
+        #: The process in its group, and the process that owns each block, by name.
+        self.rank = dist.get_rank(self._group) if shard else 0
+        self.owners = share_out(self.blocks, processes(self._group) if shard else 1)
         self._stacks, self._stacked = [], {}
 
     def _take_leaves_out(self) -> None:
@@ -262,7 +274,7 @@ class SqueezedTraining:
                 block.is_behind = True
             elif not self._is_grouped:
                 self._generate([name])
-            works.append(_broadcast(block.weight.detach(), self.owners[name]))
+            works.append(self._broadcast(block.weight.detach(), self.owners[name]))
         for work in works:
             work.wait()
         for name in names:
@@ -270,7 +282,7 @@ class SqueezedTraining:
             if self.owners[name] != self.rank:
                 for parameter in self.blocks[name].kernel.parameters():
                     self.optimizer.state.pop(parameter, None)
-        self._is_consolidated = False
+        self._is_consolidated, self._was_shared_out = False, True
 
     @torch.no_grad()
     def consolidate(self, *others: nn.Module) -> None:
@@ -289,7 +301,8 @@ class SqueezedTraining:
         works = []
         for modules in copies:
             for name, owner in self.owners.items():
-                works += [_broadcast(p.detach(), owner) for p in modules[name].kernel.parameters()]
+                branches = modules[name].kernel.parameters()
+                works += [self._broadcast(parameter.detach(), owner) for parameter in branches]
         for work in works:
             work.wait()
         for modules in copies:
@@ -326,8 +339,6 @@ class SqueezedTraining:
         """
         parameters = [p for group in self.optimizer.param_groups for p in group['params']]
         parameters = [p for p in parameters if p.grad is not None]
-        if not parameters:
-            return torch.tensor(0.0)
         if not self.shard:
             return nn.utils.clip_grad_norm_(
                 parameters, max_norm, norm_type, error_if_nonfinite, foreach
@@ -335,11 +346,12 @@ class SqueezedTraining:
         ours = {id(p) for block in self.own_blocks.values() for p in block.kernel.parameters()}
         mine = [p.grad for p in parameters if id(p) in ours]
         everybody = [p.grad for p in parameters if id(p) not in ours]
-        device = parameters[0].grad.device
-        norms = [_norm(gradients, norm_type, device) for gradients in (mine, everybody)]
+        like = next(next(iter(self.blocks.values())).kernel.parameters())
+        norms = [_norm(gradients, norm_type, like) for gradients in (mine, everybody)]
         is_largest = norm_type == float('inf')
         part = norms[0] if is_largest else norms[0] ** norm_type
-        dist.all_reduce(part, dist.ReduceOp.MAX if is_largest else dist.ReduceOp.SUM)
+        operation = dist.ReduceOp.MAX if is_largest else dist.ReduceOp.SUM
+        dist.all_reduce(part, operation, group=self._group)
         norms[0] = part if is_largest else part ** (1 / norm_type)
         norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
         if error_if_nonfinite and not norm.isfinite():
@@ -444,7 +456,7 @@ class SqueezedTraining:
             leaf = block._parameters['weight']
             for part in _sums(block):
                 one = leaf if part is block.kernel else None
-                alike.setdefault(stack_key(part), []).append((part, one))
+                alike.setdefault(stack_key(part, one), []).append((part, one))
         self._stacks = [Stack(*zip(*members)) for members in alike.values()]
         self._stacked = {
             id(block): (stack, at)
@@ -463,8 +475,8 @@ class SqueezedTraining:
             for name, block in self.own_blocks.items()
             for key, parameter in block.kernel.named_parameters()
         }
-        gathered = [None] * dist.get_world_size() if self.rank == 0 else None
-        dist.gather_object(own, gathered, dst=0)
+        gathered = [None] * processes(self._group) if self.rank == 0 else None
+        dist.gather_object(own, gathered, dst=self._global_rank(0), group=self._group)
         for rank, states in enumerate(gathered or ()):
             if rank == self.rank:
                 continue
@@ -479,6 +491,15 @@ class SqueezedTraining:
         states = {p: self.optimizer.state[p] for p in parameters if p in self.optimizer.state}
         self.optimizer.state.clear()
         self.optimizer.state.update(states)
+
+    def _broadcast(self, tensor: Tensor, owner: int) -> dist.Work:
+        """Start broadcasting a dense tensor."""
+        flat = tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+        source = self._global_rank(owner)
+        return dist.broadcast(flat, source, group=self._group, async_op=True)
+
+    def _global_rank(self, rank: int) -> int:
+        return rank if self._group is None else dist.get_global_rank(self._group, rank)
 
     def _refuse_missing_pull_back(self, *args) -> None:
         """Refuse a step of the optimizer that would leave the branches as they are.
@@ -518,9 +539,17 @@ def _may_be_trained(block: GeneratedConv2d) -> list[nn.Parameter]:
     return [p for p in parameters if p.requires_grad] or parameters
 
 
-def processes() -> int:
-    """The number of processes; 0 if ``torch.distributed`` is not initialized."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 0
+def _is_zero(optimizer: Optimizer) -> bool:
+    if not dist.is_available():
+        return False
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return isinstance(optimizer, ZeroRedundancyOptimizer)
+
+
+def processes(group: dist.ProcessGroup | None = None) -> int:
+    """The number of processes of a group; 0 if ``torch.distributed`` is not initialized."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 0
 
 
 def share_out(blocks: dict[str, GeneratedConv2d], processes: int) -> dict[str, int]:
@@ -668,16 +697,12 @@ def _requires_grad(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _broadcast(tensor: Tensor, source: int) -> dist.Work:
-    """Start broadcasting a dense tensor."""
-    flat = tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
-    return dist.broadcast(flat, source, async_op=True)
-
-
-def _norm(gradients: list[Tensor], norm_type: float, device: torch.device) -> Tensor:
+def _norm(gradients: list[Tensor], norm_type: float, like: Tensor) -> Tensor:
+    """The norm of all gradients; of a type and on a device that every process agrees on."""
+    where = dict(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
     if not gradients:
-        return torch.zeros((), device=device)
-    norms = [torch.linalg.vector_norm(g, norm_type).to(device) for g in gradients]
+        return torch.zeros((), **where)
+    norms = [torch.linalg.vector_norm(g, norm_type).to(**where) for g in gradients]
     return torch.linalg.vector_norm(torch.stack(norms), norm_type)
 
 

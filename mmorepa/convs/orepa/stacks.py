@@ -22,8 +22,14 @@ from .branches import Branch
 from .fast import Terms, add_up, fast_of, pull_back
 
 
-def stack_key(block: BranchSum) -> Hashable:
-    """A key that is equal for blocks that can be stacked."""
+def stack_key(block: BranchSum, leaf: Tensor | None = None) -> Hashable:
+    """A key that is equal for blocks that can be stacked.
+
+    Args:
+        block (BranchSum): The block.
+        leaf (Tensor, optional): Its leaf, which keeps its memory format, because kernels are sent
+            as they lie in memory. None for a part of a larger kernel.
+    """
     branches = [
         (name, type(branch), branch.scale is None) for name, branch in block.named_children()
     ]
@@ -37,8 +43,14 @@ def stack_key(block: BranchSum) -> Hashable:
     tensor = next(block.parameters())
     return (
         *branches, *shared, sample.kernel_size, sample.groups, sample.width,
-        tensor.dtype, tensor.device,
+        tensor.dtype, tensor.device, leaf is not None and is_channels_last(leaf),
     )  # fmt: skip
+
+
+def is_channels_last(kernel: Tensor) -> bool:
+    """Whether a kernel, (O, I/g, k, k), lies in memory in channels_last and in no other order."""
+    is_last = kernel.is_contiguous(memory_format=torch.channels_last)
+    return is_last and not kernel.is_contiguous()
 
 
 class Stack:
@@ -99,14 +111,12 @@ class Stack:
         size = math.isqrt(self.taps)
         shape = sum(self.channels), self.width, size, size
         leaves = [leaf for leaf in self.leaves if leaf is not None]
-        is_last = bool(leaves) and all(
-            leaf.is_contiguous(memory_format=torch.channels_last) for leaf in leaves
-        )
+        is_last = any(map(is_channels_last, leaves))
         self._kernels = torch.empty(
             shape,
             dtype=sample.dtype,
             device=sample.device,
-            memory_format=torch.channels_last if is_last and size > 1 else torch.contiguous_format,
+            memory_format=torch.channels_last if is_last else torch.contiguous_format,
         )
         self.kernels = list(self._kernels.split(self.channels))
         for leaf, kernel in zip(self.leaves, self.kernels):

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from mmengine.registry import MODELS
 from torch import nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import mmorepa.pretrain  # noqa: F401
@@ -186,7 +187,6 @@ READERS = {
     'optimizer.state_dict': lambda own: own.optimizer.state_dict(),
     'squeeze': lambda own: [block.squeeze() for block in blocks_of(own.net)],
     'squeeze(model)': lambda own: squeeze(copy.deepcopy(own.net)),
-    'shard': lambda own: setattr(own.training, 'shard', False),
 }
 
 
@@ -198,6 +198,79 @@ def error_of(call, own):
     return None
 
 
+def trained(net, steps=2, seed=0, **options):
+    """Some steps, what trains, and all kernels afterwards, as they are and of the branches."""
+    own = net.module if isinstance(net, DistributedDataParallel) else net
+    training = SqueezedTraining(net, OPTIMIZERS['AdamW'](own.parameters()), **options)
+    for i in range(steps):
+        loss_of(net, seed + i).backward()
+        training.step()
+        training.zero_grad()
+    leaves = [block.weight.detach().clone() for block in blocks_of(own)]
+    training.consolidate()
+    return training, leaves, [block.squeeze().detach() for block in blocks_of(own)]
+
+
+def groups_of_their_own(rank):
+    """Two trainings of one process each, beside each other."""
+    group = [dist.new_group([i]) for i in range(2)][rank]
+    found = {}
+    for shard in (None, True):
+        net = DistributedDataParallel(network('squeezed'), process_group=group)
+        training, leaves, _ = trained(net, seed=rank, shard=shard)
+        alone = trained(network('squeezed'), seed=rank, shard=False)[1]
+        same = all(torch.equal(*pair) for pair in zip(leaves, alone))
+        found[shard] = training.shard, same
+    return found
+
+
+def two_memory_formats(rank):
+    """Blocks of one geometry and one owner, of which one is in channels_last."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1))
+    for _ in range(4):
+        net += nn.Sequential(
+            OREPAConv2d(8, 8, 3, padding=1, bias=False, mode='squeezed'), nn.BatchNorm2d(8)
+        )
+    net += nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for i in (0, 3):
+        blocks_of(net)[i].to(memory_format=torch.channels_last)
+    net = DistributedDataParallel(net.double())
+    training, leaves, kernels = trained(net, shard=True, grouped=True)
+    owners = list(training.owners.values())
+    return owners, max(relative(*pair) for pair in zip(leaves, kernels))
+
+
+def nothing_to_clip(rank):
+    """One block, so that one of the processes has no gradient."""
+    conv = OREPAConv2d(3, 3, 3, bias=False, mode='squeezed')
+    net = DistributedDataParallel(
+        nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    )
+    training = SqueezedTraining(net, OPTIMIZERS['SGD'](net.module.parameters()))
+    loss_of(net, 0).backward()
+    training.pull_back()
+    return training.clip_grad_norm_(1e-3).item()
+
+
+def no_longer_shared_out(rank):
+    training, *_ = trained(DistributedDataParallel(network('squeezed')), shard=True)
+    with pytest.raises(UserError) as error:
+        training.shard = False
+    return str(error.value)
+
+
+def zero(rank):
+    net = DistributedDataParallel(network('squeezed'))
+    optimizer = ZeroRedundancyOptimizer(net.module.parameters(), torch.optim.SGD, lr=0.1)
+    with pytest.raises(UserError) as error:
+        SqueezedTraining(net, optimizer)
+    return str(error.value)
+
+
+CASES = [groups_of_their_own, two_memory_formats, nothing_to_clip, no_longer_shared_out, zero]
+
+
 def in_process(rank, folder):
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     found = {(mode, recipe): run(mode, recipe, rank) for mode in MODES for recipe in RECIPES}
@@ -206,6 +279,7 @@ def in_process(rank, folder):
         wrapped = DistributedDataParallel(net)
         SqueezedTraining(wrapped, torch.optim.SGD(net.parameters(), lr=0.1))
     found['online inside DDP'] = str(error.value)
+    found.update({case.__name__: case(rank) for case in CASES})
     torch.save(found, f'{folder}/{rank}.pth')
     dist.destroy_process_group()
 
@@ -300,7 +374,6 @@ def test_each_process_keeps_what_it_owns(found, mode, recipe):
 def test_reading_what_is_out_of_date(found, mode):
     for rank in found:
         errors = dict(rank[mode, 'AdamW']['errors'])
-        assert errors.pop('shard') == 'shard=False wants consolidate() in all processes first'
         assert 'spread over the processes' in errors['optimizer.state_dict']
         assert 'stepped in another process' in errors['squeeze']
         for message in errors.values():
@@ -308,6 +381,35 @@ def test_reading_what_is_out_of_date(found, mode):
             assert '\n' not in message
         unsharded = rank['unsharded', 'AdamW']['errors']
         assert unsharded == dict.fromkeys(READERS)
+
+
+def test_blocks_are_shared_out_in_the_group_of_ddp(found):
+    for rank in found:
+        assert rank['groups_of_their_own'] == {None: (False, True), True: (True, True)}
+
+
+def test_kernels_arrive_as_they_are_in_either_memory_format(found):
+    for rank in found:
+        owners, difference = rank['two_memory_formats']
+        assert owners == [0, 1, 0, 1]
+        assert difference < SAME
+
+
+def test_a_process_without_gradients_clips_too(found):
+    norms = [rank['nothing_to_clip'] for rank in found]
+    assert norms[0] == norms[1] > 0
+
+
+def test_refuses_to_go_on_without_the_state_of_others(found):
+    for rank in found:
+        assert rank['no_longer_shared_out'].startswith(
+            "shard=False wants the optimizer's state of all blocks, which is spread over"
+        )
+
+
+def test_refuses_an_optimizer_that_shares_out_itself(found):
+    for rank in found:
+        assert rank['zero'].startswith('shard=True does not go with ZeroRedundancyOptimizer')
 
 
 def test_blocks_have_to_be_squeezed_before_ddp(found):
