@@ -2,6 +2,7 @@
 """Look into a network: python tools/analyze.py COMMAND CONFIG [CHECKPOINT]."""
 
 import argparse
+import importlib
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import cli
 
 FRESH = '(default: as training starts, with load_from and init_cfg of the config)'
+TRAINED = f'a checkpoint of that config in training form {FRESH}'
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,35 +19,8 @@ def parse_args() -> argparse.Namespace:
         'JSON and a picture as PNG.'
     )
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
-    add_effective_lr(commands)
-    add_branches(commands)
-    add_spectrum(commands)
-    add_norms(commands)
-    add_diff(commands)
-    add_budget(commands)
-    return parser.parse_args()
 
-
-def add_command(commands, name: str, command, help: str, description: str, checkpoint: str = ''):
-    """Add a command with what all of them take; ``checkpoint`` says which one, if any."""
-    parser = commands.add_parser(name, help=help, description=description)
-    parser.add_argument('config', help='the config file')
-    if checkpoint:
-        parser.add_argument('checkpoint', nargs='?', help=checkpoint)
-    parser.add_argument(
-        '--out', metavar='DIR', help="where results go (default: the config's work dir)"
-    )
-    cli.add_config_options(parser)
-    parser.set_defaults(command=command)
-    return parser
-
-
-def add_plain(parser: argparse.ArgumentParser, help: str) -> None:
-    parser.add_argument('--plain', nargs='+', metavar=('CONFIG', 'CHECKPOINT'), help=help)
-
-
-def add_effective_lr(commands) -> None:
-    parser = add_command(
+    own = add_command(
         commands,
         'effective-lr',
         effective_lr,
@@ -55,17 +30,16 @@ def add_effective_lr(commands) -> None:
         'and relative to its own size. Prints a table and the lr_mult with which the stem would '
         'step like others, or all blocks like the network of --plain; writes effective_lr.json '
         'and effective_lr.png.',
-        checkpoint=f'a checkpoint of that config in training form {FRESH}',
     )
-    parser.add_argument(
+    own.add_argument(
         '--batches', type=cli.positive, default=4, metavar='N', help='how many to run (default: 4)'
     )
-    parser.add_argument(
+    own.add_argument(
         '--write',
         metavar='FILE',
         help='also write a config that inherits CONFIG, without --cfg-options, and has the lr_mult',
     )
-    parser.add_argument(
+    own.add_argument(
         '--like',
         choices=['plain', 'block', 'relative', 'network'],
         default='plain',
@@ -74,73 +48,68 @@ def add_effective_lr(commands) -> None:
         'network: what all blocks are, the network of --plain, relative to the size of kernels',
     )
     add_plain(
-        parser,
+        own,
         'the same network with plain convolutions, and a checkpoint of it (without CHECKPOINT, as '
         'training starts): the table shows its relative steps as well',
     )
-    parser.add_argument('--force', action='store_true', help='replace FILE if it exists')
+    own.add_argument('--force', action='store_true', help='replace FILE if it exists')
 
-
-def add_branches(commands) -> None:
     add_command(
         commands,
         'branches',
-        branches,
+        report,
+        module='branches_report',
         help='how alike the branches of each layer are, and what each has in the kernel',
         description="Compare the kernels of each layer's branches, with and without their scales: "
         'cosine of each pair, their mean, and the share of each branch in the kernel. Writes '
         'branches.json and branches.png.',
-        checkpoint=f'a checkpoint of that config in training form {FRESH}',
     )
 
-
-def add_spectrum(commands) -> None:
     add_command(
         commands,
         'spectrum',
-        spectrum,
+        report,
+        module='spectrum_report',
         help='what the frequency prior contributes to each kernel',
         description='Measure the energy of each generated kernel at each frequency, with and '
         'without its frequency prior, and show the filters of the prior. Writes spectrum.json and '
         'spectrum.png.',
-        checkpoint=f'a checkpoint of that config in training form {FRESH}',
     )
 
-
-def add_norms(commands) -> None:
-    parser = add_command(
+    own = add_command(
         commands,
         'norms',
-        norms,
+        report,
+        module='stem_report',
+        more=plain_of,
         help='the distribution of the deep linear stem against a plain stem',
         description="Compare the kernel of a network's deep linear stem with that of a plain one: "
         'histogram, norms of the channels, singular values, energy at each position. Writes '
         'norms.json and norms.png.',
-        checkpoint=f'a checkpoint of that config in training form {FRESH}',
     )
     add_plain(
-        parser,
+        own,
         'the plain network, and a checkpoint of it with BatchNorms (default: fresh Kaiming values; '
         'without CHECKPOINT, as training starts)',
     )
 
-
-def add_diff(commands) -> None:
-    parser = add_command(
+    own = add_command(
         commands,
         'diff',
-        diff,
+        report,
+        module='forms_report',
+        more=lambda args: (args.data, args.probe_size),
         help='where the training form and the deploy form differ, layer by layer',
         description='Run both forms on the same images and compare them at every layer that '
         'changes: where to look when convert.py refuses. Writes diff.json and diff.png.',
         checkpoint=f'a checkpoint of that config, BatchNorms kept {FRESH}',
     )
-    parser.add_argument(
+    own.add_argument(
         '--data',
         action='store_true',
         help="run the first batch of the config's test data (default: a random image)",
     )
-    parser.add_argument(
+    own.add_argument(
         '--probe-size',
         type=cli.positive,
         default=224,
@@ -148,30 +117,58 @@ def add_diff(commands) -> None:
         help='side of the random image, as in convert.py (default: 224)',
     )
 
-
-def add_budget(commands) -> None:
-    parser = add_command(
+    own = add_command(
         commands,
         'budget',
         budget,
         help='memory and time of training with each component, offline and online',
+        checkpoint='',
         description='Measure training steps of the backbone of a config on random images: plain, '
         'and with the components of OREPA added one by one, offline and online. The same as '
         'tools/benchmark.py --preset paper. Prints Markdown tables; writes budget.json, '
         'benchmark.md, bars.png and split.png.',
     )
-    parser.add_argument('--batch', type=cli.positive, default=8, metavar='N', help='(default: 8)')
-    parser.add_argument(
+    own.add_argument('--batch', type=cli.positive, default=8, metavar='N', help='(default: 8)')
+    own.add_argument(
         '--size',
         type=cli.positive,
         default=224,
         metavar='PIXELS',
         help='height and width (default: 224)',
     )
+    own.add_argument('--repeats', type=cli.positive, default=10, metavar='N', help='(default: 10)')
+    own.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+    return parser.parse_args()
+
+
+def add_command(
+    commands, name: str, command, help: str, description: str, checkpoint: str = TRAINED, **defaults
+):
+    """Add a command with what all of them take.
+
+    Args:
+        commands: The subparsers.
+        name (str): Its name, and that of the files it writes.
+        command (Callable): What it does.
+        help (str): A line for the list of commands.
+        description (str): For its own ``--help``.
+        checkpoint (str): Which checkpoint it takes; empty if none.
+        defaults: What ``command`` finds among its arguments.
+    """
+    parser = commands.add_parser(name, help=help, description=description)
+    parser.add_argument('config', help='the config file')
+    if checkpoint:
+        parser.add_argument('checkpoint', nargs='?', help=checkpoint)
     parser.add_argument(
-        '--repeats', type=cli.positive, default=10, metavar='N', help='(default: 10)'
+        '--out', metavar='DIR', help="where results go (default: the config's work dir)"
     )
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: a GPU if there is one)')
+    cli.add_config_options(parser)
+    parser.set_defaults(command=command, name=name, **{'more': lambda args: (), **defaults})
+    return parser
+
+
+def add_plain(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument('--plain', nargs='+', metavar=('CONFIG', 'CHECKPOINT'), help=help)
 
 
 def effective_lr(args: argparse.Namespace) -> None:
@@ -205,32 +202,11 @@ def plain_of(args: argparse.Namespace) -> list:
     return [load_config(config), *checkpoint]
 
 
-def branches(args: argparse.Namespace) -> None:
-    from mmorepa.lab.analysis.branches_report import study
-
+def report(args: argparse.Namespace) -> None:
+    """Print the report of a module of the laboratory, and write its numbers and its picture."""
+    module = importlib.import_module(f'mmorepa.lab.analysis.{args.module}')
     cfg, out = load(args)
-    present(study(cfg, args.checkpoint), out / 'branches')
-
-
-def spectrum(args: argparse.Namespace) -> None:
-    from mmorepa.lab.analysis.spectrum_report import study
-
-    cfg, out = load(args)
-    present(study(cfg, args.checkpoint), out / 'spectrum')
-
-
-def norms(args: argparse.Namespace) -> None:
-    from mmorepa.lab.analysis.stem_report import study
-
-    cfg, out = load(args)
-    present(study(cfg, args.checkpoint, *plain_of(args)), out / 'norms')
-
-
-def diff(args: argparse.Namespace) -> None:
-    from mmorepa.lab.analysis.forms_report import study
-
-    cfg, out = load(args)
-    present(study(cfg, args.checkpoint, args.data, args.probe_size), out / 'diff')
+    present(module.study(cfg, args.checkpoint, *args.more(args)), out / args.name)
 
 
 def budget(args: argparse.Namespace) -> None:

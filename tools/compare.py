@@ -123,7 +123,7 @@ def main() -> int:
     args = parse_args()
     from mmorepa.errors import UserError
     from mmorepa.lab.comparison import rates, records, study, summary
-    from mmorepa.writing import check_folder
+    from mmorepa.writing import check_folder, write_text
 
     check_folder(args.out)
     if (args.out / 'table.md').exists() and not (args.out / 'table.json').exists():
@@ -137,7 +137,7 @@ def main() -> int:
         raise UserError(f'{len(names)} configs want as many different --labels: {args.labels}')
     labels = dict(zip(names, args.labels or names))
 
-    def run_all(jobs: list) -> study.Outcome:
+    def run_all(jobs: list) -> tuple:
         if args.records is None:
             return study.run_all(jobs, metric=args.metric)
         records.unpack(args.records, jobs)
@@ -157,9 +157,8 @@ def main() -> int:
             args.rates_options,
             args.deterministic,
         )
-        outcome = run_all(jobs)
-        failures += outcome.failures
-        choices = rates.choose(outcome.records, args.metric)
+        found, failures = run_all(jobs)
+        choices = rates.choose(found, args.metric)
         # Without a rate of its own a config is not compared.
         if len(choices) < len(set(args.configs)):
             return 1
@@ -167,19 +166,20 @@ def main() -> int:
     jobs = study.plan(
         args.configs, args.seeds, args.out, args.cfg_options, options_for, args.deterministic
     )
-    outcome = run_all(jobs)
-    failures += outcome.failures
-    if not outcome.records:
+    found, more = run_all(jobs)
+    failures += more
+    if not found:
         return 1
     report = summary.summarize(
-        [{**record, 'config': labels[record['config']]} for record in outcome.records],
+        [{**record, 'config': labels[record['config']]} for record in found],
         [f'{job.name} seed {job.seed}: {reason}' for job, reason in failures],
         args.metric,
         labels.get(against),
         [replace(choice, config=labels[choice.config]) for choice in choices],
     )
-    print(summary.to_markdown(report), end='')
-    summary.write_markdown(report, args.out / 'table.md')
+    text = summary.to_markdown(report)
+    print(text, end='')
+    write_text(text, args.out / 'table.md')
     summary.write_json(report, args.out / 'table.json')
     summary.write_plot(report, args.out / 'figure.png')
     agree = all(one.deploy_agrees for one in report.summaries)

@@ -141,7 +141,12 @@ def format_number(value: float, digits: int = 3) -> str:
     return '-' if math.isnan(value) else f'{round(value, digits) + 0.0:.{digits}f}'
 
 
-def mean_of(values: Iterable[float]) -> float:
-    """The mean of the numbers that are there; NaN if none is."""
+def mean_of(values: Iterable[float], average: Callable[[list[float]], float] = mean) -> float:
+    """The mean, or another average, of the numbers that are there; NaN if none is."""
     found = [value for value in values if not math.isnan(value)]
-    return mean(found) if found else math.nan
+    return average(found) if found else math.nan
+
+
+def digits(number: float) -> str:
+    """Three digits, never as a power of ten."""
+    return f'{number:.0f}' if abs(number) >= 100 else f'{number:.3g}'

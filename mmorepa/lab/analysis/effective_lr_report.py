@@ -24,7 +24,7 @@ from ...errors import UserError
 from ...writing import write_text
 from ..drawing import COLOURS, GREY, grid, legend_below, logarithmic, new_figure, rows_down
 from ..network import load_network
-from ..scaffold import Column, Report
+from ..scaffold import Column, Report, mean_of
 from .effective_lr import NUMBERS, Layer, blocks_of, measure, measure_plain
 
 CONSTRUCTOR = 'OREPAOptimWrapperConstructor'
@@ -220,16 +220,7 @@ class StepReport(Report):
         for like in LIKE:
             with contextlib.suppress(UserError):
                 suggested[like] = self.suggest(like)
-        return dict(
-            config=self.config,
-            checkpoint=self.checkpoint,
-            batches=self.batches,
-            lr_mults=self.lr_mults,
-            suggested=suggested,
-            plain=self.plain,
-            plain_steps=self.plain_steps,
-            layers=[asdict(layer) for layer in self.layers],
-        )
+        return dict(asdict(self), suggested=suggested)
 
     def draw(self) -> Figure:
         figure = new_figure(12, 2.4 + 0.2 * len(self.layers))
@@ -435,6 +426,4 @@ optim_wrapper = dict(
 
 def middle(layers: Iterable[Layer], number: str) -> float:
     """The median over layers of their median over batches, NaN left out; NaN if none is left."""
-    values = [layer.spread(number)[1] for layer in layers]
-    values = [value for value in values if not math.isnan(value)]
-    return median(values) if values else math.nan
+    return mean_of((layer.spread(number)[1] for layer in layers), median)

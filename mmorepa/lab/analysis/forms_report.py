@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from torch import Tensor, nn
 
 from ...checkpoints.comparing import probe_image
 from ...checkpoints.forms import form_of
 from ...convs import Agreement
 from ...convs.convert.squeezing import TOLERANCE
-from ...engine.data import build_loader
+from ...engine.data import build_loader, image_batches
 from ...errors import UserError
 from ..drawing import COLOURS, grid, legend_above, new_figure, rows_down
 from ..network import load_network
@@ -199,17 +197,9 @@ def study(
             'give the checkpoint that it was converted from'
         )
     if from_data:
-        images = first_batch(cfg, model)
+        images = next(image_batches(build_loader(cfg, 'test_dataloader'), model))
         text = f'{len(images)} images of the test data'
     else:
         images = probe_image(probe_size).to(next(model.parameters()).device)
         text = f'a random image of {probe_size} x {probe_size}'
     return FormsReport(str(network), text, *compare_layers(model, images))
-
-
-def first_batch(cfg: Config, model: nn.Module) -> Tensor:
-    """The first batch of the test data as the network gets it, (N, 3, H, W)."""
-    batch = next(iter(build_loader(cfg, 'test_dataloader')))
-    data = model.data_preprocessor(batch, False)
-    images = data['inputs'] if isinstance(data, Mapping) else data[0]
-    return images.to(next(model.parameters()).device)

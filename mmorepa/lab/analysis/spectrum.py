@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ...convs import kernels
-from ...convs.blocks.branch_kernels import branch_kernel, kind_of
-from ...convs.orepa.block import BranchSum, DeepLinearStem, OREPAConv2d
+from ...convs.blocks.branch_kernels import kind_of
+from ...convs.orepa.block import OREPAConv2d
 from ...convs.orepa.branches import Prior
 
 #: What two filters that are the same may differ by.
@@ -129,21 +129,14 @@ def measure(model: nn.Module) -> list[Spectrum]:
 def kernel_of(block: OREPAConv2d, with_prior: bool = True) -> Tensor:
     """The kernel of a block, (O, I/g, k, k), or what it would be without its prior branches.
 
-    Priors are added last, so that one of zeros makes no difference at all.
+    Both are added up in the same way, so that a prior of zeros makes no difference at all.
     """
-    if isinstance(block.kernel, DeepLinearStem):
-        layers = [_sum(layer, with_prior) for layer in block.kernel]
-        return kernels.compose_chain(layers, block.groups)
-    return _sum(block.kernel, with_prior)
-
-
-def _sum(layer: BranchSum, with_prior: bool) -> Tensor:
-    branches = sorted(layer.children(), key=lambda branch: isinstance(branch, Prior))
-    total = torch.zeros_like(branch_kernel(branches[0]))
-    for branch in branches:
-        if with_prior or not isinstance(branch, Prior):
-            total = total + branch_kernel(branch)
-    return total
+    zeros = {
+        f'{name}.weight': torch.zeros_like(module.weight)
+        for name, module in block.kernel.named_modules()
+        if isinstance(module, Prior) and not with_prior
+    }
+    return torch.func.functional_call(block.kernel, zeros, ())
 
 
 @dataclass(frozen=True)

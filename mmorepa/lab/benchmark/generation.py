@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -12,28 +11,14 @@ from torch import Tensor, nn
 from ...convs.generated import GeneratedConv2d
 
 
-@dataclass(frozen=True)
-class Generator:
-    """What makes one kernel.
-
-    Attributes:
-        module (nn.Module): The block.
-        method (str): Which of its methods does it, ``'squeeze'`` here and ``'weight_gen'`` in the
-            released code.
-    """
-
-    module: nn.Module
-    method: str
-
-    def __call__(self) -> Tensor:
-        """The kernel, (O, I/g, k, k), with a graph back to the parameters."""
-        return getattr(self.module, self.method)()
-
-
-def generators(network: nn.Module) -> list[Generator]:
+def generators(network: nn.Module) -> list[Callable[[], Tensor]]:
     """What makes kernels in every training forward pass of ``network``.
 
-    Blocks whose parameters are all frozen keep their kernels; offline and squeezed ones make none.
+    Blocks whose parameters are all frozen are left out; offline and squeezed ones make none.
+
+    Returns:
+        list[Callable[[], Tensor]]: Of each block the method that gives the kernel, (O, I/g, k, k),
+        with a graph back to the parameters.
     """
     found, inside = [], set()
     for module in network.modules():
@@ -41,20 +26,14 @@ def generators(network: nn.Module) -> list[Generator]:
             continue
         if isinstance(module, GeneratedConv2d):
             if module.mode == 'online':
-                found.append(Generator(module, 'squeeze'))
+                found.append(module.squeeze)
         elif callable(getattr(module, 'weight_gen', None)):
-            found.append(Generator(module, 'weight_gen'))
+            found.append(module.weight_gen)
         else:
             continue
         # The released stem is made of blocks that make kernels themselves.
         inside.update(module.modules())
     return found
-
-
-def is_squeezed(network: nn.Module) -> bool:
-    """Whether a block of ``network`` is for squeezed training."""
-    blocks = (module for module in network.modules() if isinstance(module, GeneratedConv2d))
-    return any(block.mode == 'squeezed' for block in blocks)
 
 
 @contextlib.contextmanager
@@ -77,8 +56,8 @@ def watched(
         end(kernel)
         return kernel
 
-    for generator in generators(network):
-        module, method = generator.module, generator.method
+    for generate in generators(network):
+        module, method = generate.__self__, generate.__name__
         if isinstance(module, GeneratedConv2d):
             method = '_kernel_in'  # which squeezes, and puts in order
         setattr(module, method, partial(make, getattr(module, method)))

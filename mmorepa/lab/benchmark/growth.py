@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..scaffold import digits
 from .results import CaseResult, Measured, Results
-from .spread import digits
 
 #: What can be varied: the field of a case, and how it is called.
 AXES = {'batch': 'batch', 'size': 'height and width', 'width': 'width factor'}

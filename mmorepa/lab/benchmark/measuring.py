@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from ...convs import OREPAConv2d, switch_to_deploy
-from ...convs.generated import GeneratedConv2d
+from ...engine.squeezed_step import trained_through_branches
 from ...errors import UserError
 from ..provenance import load, machine, now, software
 from . import memory, processes, released
@@ -274,13 +274,8 @@ def totals(steps: Sequence[CountedStep]) -> dict[str, int]:
 
 def trainable(network: nn.Module) -> int:
     """The number of parameters that are trained: in squeezed training the branches', not leaves."""
-    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    for module in network.modules():
-        if isinstance(module, GeneratedConv2d) and module.mode == 'squeezed':
-            leaf = module.weight
-            if leaf.requires_grad:
-                count += sum(p.numel() for p in module.kernel.parameters()) - leaf.numel()
-    return count
+    with trained_through_branches(network):
+        return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def use_device(device: str) -> None:

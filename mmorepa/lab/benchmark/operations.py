@@ -133,7 +133,7 @@ class _Counting(TorchDispatchMode):
             self.operations.append(_operation(func, args, kwargs, None))
             return out
         # What neither gives nor changes a tensor, as a comparison, asks for no kernel.
-        works = func._schema.is_mutable or _tensors(out)
+        works = func._schema.is_mutable or tensors_in(out)
         if works and not func.is_view and func.overloadpacket not in self.free:
             self.operations.append(_operation(func, args, kwargs, out))
         return out
@@ -152,10 +152,13 @@ def _operation(func, args, kwargs, out) -> Operation:
         flops = calls * 2 * outer.numel() * weight[0].numel()
     elif packet in flop_registry:
         flops = flop_registry[packet](*args, **kwargs, out_val=out)
-    return Operation(name, flops, _bytes(_tensors((args, kwargs))) + _bytes(_tensors(out)), calls)
+    return Operation(
+        name, flops, _bytes(tensors_in((args, kwargs))) + _bytes(tensors_in(out)), calls
+    )
 
 
-def _tensors(tree) -> list[Tensor]:
+def tensors_in(tree) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 

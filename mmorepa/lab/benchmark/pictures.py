@@ -11,41 +11,28 @@ from matplotlib.figure import Figure
 
 from ...writing import write_figure
 from ..drawing import grid, legend_below, logarithmic, new_figure, rows_down
+from ..scaffold import digits
 from .growth import AXES, Line, lines
 from .plan import Setup
 from .results import CaseResult, Measured, Results
-from .spread import Spread, digits
+from .spread import Spread
 
 MIB, GIB = 2**20, 2**30
 
-#: Colours that colour-blind readers can tell apart (Okabe and Ito's), and marks: of the subjects
-#: that are met often, and of others.
-LOOKS = {
-    'none': ('#555555', 'o'),
-    'floor': ('#555555', 'o'),
-    'DBB': ('#e69f00', 's'),
-    'OREPA': ('#0072b2', 'D'),
-    'online': ('#0072b2', 'D'),
-    'OREPA-offline': ('#d55e00', '^'),
-    'offline': ('#d55e00', '^'),
-    'released-DBB': ('#cc79a7', 'v'),
-    'released-OREPA': ('#009e73', 'P'),
-    'OREPA-squeezed': ('#56b4e9', '*'),
-    'OREPA-shared-out': ('#000000', '<'),
-}
-#: What these subjects are, for readers who see the picture alone.
-MEANINGS = {
-    'none': 'the plain network',
-    'floor': 'the matrix products that cannot be avoided',
-    'DBB': 'branches with BatchNorms, over the feature map',
-    'OREPA': 'one kernel, generated in each forward pass',
-    'online': 'the branches made into one kernel first',
-    'OREPA-offline': 'every branch over the feature map',
-    'offline': 'every branch over the feature map',
-    'released-DBB': 'the code of the paper',
-    'released-OREPA': 'the code of the paper',
-    'OREPA-squeezed': 'one kernel, generated once a step',
-    'OREPA-shared-out': 'squeezed, shared out among processes',
+#: Of the subjects that are met often: colours that colour-blind readers can tell apart (Okabe and
+#: Ito's), marks, and what they are, for readers who see the picture alone.
+KNOWN = {
+    'none': ('#555555', 'o', 'the plain network'),
+    'floor': ('#555555', 'o', 'the matrix products that cannot be avoided'),
+    'DBB': ('#e69f00', 's', 'branches with BatchNorms, over the feature map'),
+    'OREPA': ('#0072b2', 'D', 'one kernel, generated in each forward pass'),
+    'online': ('#0072b2', 'D', 'the branches made into one kernel first'),
+    'OREPA-offline': ('#d55e00', '^', 'every branch over the feature map'),
+    'offline': ('#d55e00', '^', 'every branch over the feature map'),
+    'released-DBB': ('#cc79a7', 'v', 'the code of the paper'),
+    'released-OREPA': ('#009e73', 'P', 'the code of the paper'),
+    'OREPA-squeezed': ('#56b4e9', '*', 'one kernel, generated once a step'),
+    'OREPA-shared-out': ('#000000', '<', 'squeezed, shared out among processes'),
 }
 OTHER_LOOKS = (('#7570b3', '>'), ('#e7298a', 'p'), ('#66a61e', 'h'), ('#666666', 'd'))
 
@@ -214,17 +201,12 @@ def _draw_parts(axes: Axes, subjects: Sequence[Measured]) -> None:
         spreads = [subject.spread(part) for subject in subjects]
         # Measured by itself, generation may leave less than nothing of the part it is in.
         values = [max(1e3 * found.median, 0.0) if found else 0.0 for found in spreads]
-        axes.barh(range(len(values)), values, left=ends, color=colour, label=name, height=0.7)
-        ends = [a + b for a, b in zip(ends, values)]
-    for row, (end, subject) in enumerate(zip(ends, subjects)):
-        axes.annotate(
-            digits(1e3 * subject.spread('step').median),
-            (end, row),
-            xytext=(3, 0),
-            textcoords='offset points',
-            va='center',
-            fontsize=8,
+        drawn = axes.barh(
+            range(len(values)), values, left=ends, color=colour, label=name, height=0.7
         )
+        ends = [a + b for a, b in zip(ends, values)]
+    wholes = [digits(1e3 * subject.spread('step').median) for subject in subjects]
+    axes.bar_label(drawn, wholes, padding=3, fontsize=8)
     rows_down(axes, [explained(subject.name, '\n') for subject in subjects])
     axes.set_xlim(0, 1.08 * max(ends))
     _open(axes, 'x')
@@ -249,7 +231,8 @@ def growth(results: Results) -> Figure | None:
         _logarithmic(upper, lower, values)
     base = found[0].names[0]
     panels[0, 0].set_ylabel('a training step, ms\n(dashed: generating the kernels)')
-    panels[1, 0].set_ylabel(f'times the step of\n{MEANINGS.get(base, base)}')
+    meaning = KNOWN[base][2] if base in KNOWN else base
+    panels[1, 0].set_ylabel(f'times the step of\n{meaning}')
     figure.suptitle('How the cost of a training step grows', fontsize=11)
     legend_below(figure, panels[0, 0])
     return figure
@@ -266,7 +249,7 @@ def _draw_line(upper: Axes, lower: Axes, line: Line, networks: Sequence[str]) ->
         steps = [subject.spread('step').times(1e3) for subject in line.of(name)]
         _draw_spreads(upper, line.values, steps, label=explained(name) + suffix, **look)
         made = [subject.spread('generation') for subject in line.of(name)]
-        if all(made):
+        if line.axis in ALONG and all(made):
             medians = [1e3 * found.median for found in made]
             upper.plot(line.values, medians, '--', color=colour, linewidth=1, alpha=look['alpha'])
         ratios = [result[name].ratio(result[base]) for result in line.cases]
@@ -297,22 +280,11 @@ def kernels(results: Results) -> Figure | None:
     panels = figure.subplots(2, len(by_size), squeeze=False, sharex='col', sharey='row')
     for (upper, lower), (size, cases) in zip(panels.T, by_size.items()):
         cases.sort(key=lambda result: result.case['in_channels'])
-        channels = [result.case['in_channels'] for result in cases]
-        names = [
-            subject.name
-            for subject in cases[0].subjects
-            if all(result[subject.name].samples('step') for result in cases)
-        ]
-        for name in names:
-            colour, mark = look_of(name, names)
-            look = dict(color=colour, marker=mark, markersize=5)
-            steps = [result[name].spread('step').times(1e3) for result in cases]
-            _draw_spreads(upper, channels, steps, label=explained(name), **look)
-            ratios = [result[name].ratio(result.first) for result in cases]
-            _draw_spreads(lower, channels, ratios, **look)
+        line = Line('in_channels', f'{size}×{size} kernels', cases)
+        _draw_line(upper, lower, line, [line.network])
         upper.set_title(f'{size}×{size} kernels', fontsize=10)
         lower.set_xlabel('input channels, and as many output channels')
-        _logarithmic(upper, lower, channels)
+        _logarithmic(upper, lower, line.values)
     panels[0, 0].set_ylabel('generating a kernel and\npulling its gradient back, ms')
     panels[1, 0].set_ylabel('times the floor')
     figure.suptitle('What generating one kernel costs', fontsize=11)
@@ -322,15 +294,15 @@ def kernels(results: Results) -> Figure | None:
 
 def look_of(name: str, names: Sequence[str]) -> tuple[str, str]:
     """Colour and mark of a subject among others."""
-    if name in LOOKS:
-        return LOOKS[name]
-    others = [other for other in names if other not in LOOKS]
+    if name in KNOWN:
+        return KNOWN[name][:2]
+    others = [other for other in names if other not in KNOWN]
     return OTHER_LOOKS[others.index(name) % len(OTHER_LOOKS)]
 
 
 def explained(name: str, between: str = ' ') -> str:
     """The name of a subject, and what it is where that is known."""
-    return f'{name}{between}({MEANINGS[name]})' if name in MEANINGS else name
+    return f'{name}{between}({KNOWN[name][2]})' if name in KNOWN else name
 
 
 def heading_of(result: CaseResult) -> str:

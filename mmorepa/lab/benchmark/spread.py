@@ -56,8 +56,3 @@ def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
 def sums(*lists: Sequence[float]) -> list[float]:
     """Several quantities added up, repeat by repeat; empty if one was not measured."""
     return [sum(values) for values in zip(*lists)]
-
-
-def digits(number: float) -> str:
-    """Three digits, never as a power of ten."""
-    return f'{number:.0f}' if abs(number) >= 100 else f'{number:.3g}'

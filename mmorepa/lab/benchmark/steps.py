@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...convs import SqueezedTraining
-from .generation import generators, is_squeezed
+from ...engine.squeezed_step import squeezed_blocks
+from .generation import generators
 from .plan import Setup
 from .subjects import loss_of
 from .timing import Clock, Part
@@ -111,7 +112,7 @@ class TrainStep(Step):
         if ddp:
             self.run = DistributedDataParallel(self.run)
         self.training, self.generation = None, None
-        if is_squeezed(self.network):
+        if squeezed_blocks(self.network):
             self.training = SqueezedTraining(self.network, self.optimizer, shard=shared_out)
         elif not ddp and not setup.compile and generators(self.network):
             self.generation = Generation(self.network, setup)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ...engine.run import load_config
 from ...errors import UserError
 from ...repvgg_archs import ARCHS
 from . import released
+from .operations import tensors_in
 
 CLASSES = 1000
 
@@ -210,14 +210,3 @@ def loss_of(output, labels: Tensor) -> Tensor:
     if isinstance(output, Tensor) and output.dim() == 2:
         return nn.functional.cross_entropy(output.float(), labels % output.shape[1])
     return sum(tensor.float().square().mean() for tensor in tensors_in(output))
-
-
-def tensors_in(output) -> list[Tensor]:
-    """The tensors of nested sequences and mappings."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, (list, tuple)):
-        return [tensor for item in output for tensor in tensors_in(item)]
-    return []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ...writing import write_text
-from ..scaffold import Column, markdown_table
+from ..scaffold import Column, digits, markdown_table
 from .growth import sentences
 from .plan import Setup
 from .results import CaseResult, Measured, Results
@@ -20,7 +20,7 @@ from .roofline import (
     Check,
     checks,
 )
-from .spread import Spread, digits
+from .spread import Spread
 
 MIB = 2**20
 NOTHING = '–'

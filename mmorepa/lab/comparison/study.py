@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -35,22 +34,6 @@ CONTEXT = multiprocessing.get_context('forkserver')
 SECONDS_TO_END = 10
 #: Fields of a config that say what is shown or logged, not what is computed.
 SHOWN = ('visualizer', 'vis_backends', 'log_level', 'log_processor')
-
-
-@dataclass
-class Outcome:
-    """What came of the jobs.
-
-    Attributes:
-        records (list[dict]): Of the finished runs, in the order of the jobs; see
-            :func:`mmorepa.lab.comparison.measured_run.run`.
-        failures (list[tuple[Job, str]]): The runs that failed, and why.
-        trained (int): How many of the records are new.
-    """
-
-    records: list[dict] = field(default_factory=list)
-    failures: list[tuple[Job, str]] = field(default_factory=list)
-    trained: int = 0
 
 
 def plan(
@@ -150,7 +133,7 @@ def run_all(
     console: Console | None = None,
     on_record: Callable[[dict], None] = lambda record: None,
     metric: str | None = None,
-) -> Outcome:
+) -> tuple[list[dict], list[tuple[Job, str]]]:
     """Do all runs that have no record yet; one that fails is noted, and the rest goes on.
 
     Args:
@@ -161,7 +144,9 @@ def run_all(
         metric (str, optional): What a line shows. Defaults to the first metric of the run.
 
     Returns:
-        Outcome: Of all jobs.
+        tuple[list[dict], list[tuple[Job, str]]]: The records of the finished runs, in the order of
+        the jobs, see :func:`mmorepa.lab.comparison.measured_run.run`; and the runs that failed,
+        with the reason.
 
     Raises:
         UserError: If a record is there that was made with other settings; then nothing is done.
@@ -171,7 +156,7 @@ def run_all(
     records = [read_record(job) for job in jobs]
     missing = [job for job, record in zip(jobs, records) if record is None]
     CONTEXT.set_forkserver_preload([measured_run.__name__, *imports_of(missing)])
-    outcome = Outcome()
+    found, failures, done = [], [], 0
     with Progress(
         TextColumn('{task.description}'),
         BarColumn(),
@@ -188,23 +173,22 @@ def run_all(
             before = 'done before, ' if record else ''
             if record is None:
                 bar.update(task, description=escape(title))
-                done = outcome.trained + len(outcome.failures)
                 failure = run_in_process(
                     job, lambda part, done=done: bar.update(task, completed=done + part)
                 )
                 if failure:
-                    outcome.failures.append((job, failure))
+                    failures.append((job, failure))
                     log = Path(job.folder, LOG)
                     console.print(f'{title} FAILED: {failure}; its log is {log}', markup=False)
                 else:
-                    outcome.trained += 1
                     record = read_record(job)
-                bar.update(task, completed=done + 1)
+                done += 1
+                bar.update(task, completed=done)
             if record is not None:
-                outcome.records.append(record)
+                found.append(record)
                 on_record(record)
                 console.print(f'{title}: {before}{in_brief(record, metric)}', markup=False)
-    return outcome
+    return found, failures
 
 
 def in_brief(record: dict, metric: str | None = None) -> str:

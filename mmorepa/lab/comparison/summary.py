@@ -261,7 +261,8 @@ def _choices(choices: Sequence[Choice]) -> list[str]:
 
 
 def _cells(summary: Summary) -> list[str]:
-    low, middle, high, fast = (_ms(seconds) for seconds in (*summary.steps, summary.fast_step))
+    steps = (*summary.steps, summary.fast_step)
+    low, middle, high, fast = (scaffold.digits(1e3 * seconds) for seconds in steps)
     shown = f'.{digits_of(summary.values)}f'
     std = '' if summary.std is None else f' ± {summary.std:{shown}}'
     deploy = f'{mean(summary.deploy_values):{shown}}'
@@ -277,12 +278,6 @@ def _cells(summary: Summary) -> list[str]:
         f'{peak:.0f} ({start:.0f})',
         f'{before:.3g} → {after:.3g}',
     ]
-
-
-def _ms(seconds: float) -> str:
-    """Milliseconds to three digits, and no exponent."""
-    ms = 1e3 * seconds
-    return f'{ms:.3g}' if ms < 100 else f'{ms:.0f}'
 
 
 def _notes(report: Report) -> list[str]:
@@ -311,11 +306,6 @@ def _notes(report: Report) -> list[str]:
         if choice.at_end
     ]
     return notes + [f'**FAILED** {failure}' for failure in report.failures]
-
-
-def write_markdown(report: Report, path: str | os.PathLike) -> None:
-    """Write the table; the file is written whole or not at all."""
-    writing.write_text(to_markdown(report), path)
 
 
 def write_json(report: Report, path: str | os.PathLike) -> None:

@@ -143,12 +143,12 @@ class TestGenerators:
     def test_every_block_that_generates(self):
         found = generators(narrow('OREPA'))
         assert len(found) == 17
-        assert {generator.method for generator in found} == {'squeeze'}
+        assert {generate.__name__ for generate in found} == {'squeeze'}
         assert found[0]().shape == (8, 3, 7, 7)
 
     def test_blocks_inside_of_blocks(self):
         block = OREPARepVGGConv2d(4, 4, 3, padding=1)
-        assert [g.module for g in generators(block)] == [block.original.conv]
+        assert [generate.__self__ for generate in generators(block)] == [block.original.conv]
 
     def test_frozen_blocks_keep_their_kernels(self):
         assert len(generators(narrow('OREPA', frozen_stages=1))) == 17 - 5
@@ -172,7 +172,7 @@ class TestGenerators:
                 self.inner = Layer()
 
         stem = Stem()
-        assert [g.module for g in generators(nn.Sequential(stem, Layer()))][0] is stem
+        assert generators(nn.Sequential(stem, Layer()))[0].__self__ is stem
         assert len(generators(nn.Sequential(stem, Layer()))) == 2
 
     def test_watching_sees_what_is_convolved_with(self):

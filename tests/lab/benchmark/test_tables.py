@@ -6,8 +6,9 @@ from lab.benchmark.made_up import GPU, MIB, kernel_result, measured, network_res
 from mmorepa.lab.benchmark.growth import lines, sentences
 from mmorepa.lab.benchmark.results import Measured
 from mmorepa.lab.benchmark.roofline import GPUS
-from mmorepa.lab.benchmark.spread import digits, spread
+from mmorepa.lab.benchmark.spread import spread
 from mmorepa.lab.benchmark.tables import mebibytes, times, to_markdown, write_markdown
+from mmorepa.lab.scaffold import digits
 
 GPU_NAMES = [gpu.name for gpu in GPUS]
 
