@@ -230,11 +230,7 @@ class GeneratedConv2d(ReparamConv2d):
         leaf = self._parameters.get('weight')
         if leaf is None:
             return self._lent_leaf()
-        if self.has_gradient and leaf.grad is None:
-            raise UserError(
-                f'{self}: the gradient of its kernel was dropped before it was pulled back to the '
-                f'branches: {TRAINING_ADVICE}'
-            )
+        self._refuse_dropped_gradient()
         if self.training and not leaf.requires_grad:
             self.held.outdate()  # it may follow another network, see _present_weight
         self.refresh()
@@ -274,7 +270,21 @@ class GeneratedConv2d(ReparamConv2d):
         if not self.held.renew(self._parameters['weight']):
             self.held.hold(self._parameters['weight'], Snapshot.of(self.kernel))
 
+    def _refuse_dropped_gradient(self) -> None:
+        """Refuse to go on after a step that was none of the branches'.
+
+        It may have been that of a fused optimizer, which changes no version counter.
+        """
+        leaf = self._parameters.get('weight')
+        if self.has_gradient and leaf is not None and leaf.grad is None:
+            raise UserError(
+                f'{self}: the gradient of its kernel was dropped before it was pulled back to the '
+                f'branches: {TRAINING_ADVICE}'
+            )
+
     def settle(self) -> None:
+        if self._mode == 'squeezed':
+            self._refuse_dropped_gradient()
         # If the parameters have changed too, for example in a broadcast of everything, the leaf is
         # computed from them, and the write to it does not matter.
         if self._mode != 'squeezed' or self.is_behind or self.held.is_fresh:

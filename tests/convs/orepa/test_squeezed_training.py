@@ -505,6 +505,19 @@ class TestErrors:
         with pytest.raises(UserError, match='its kernel was written to, perhaps by an optimizer'):
             call(net)
 
+    @pytest.mark.parametrize('call', [nn.Module.train, nn.Module.eval, nn.Module.state_dict])
+    def test_a_fused_step_of_a_compiled_network_is_not_passed_over(self, call):
+        """It changes no version, and what was compiled does not look at the leaf."""
+        net = layers('squeezed')
+        run = torch.compile(net, backend='eager')
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
+        for i in range(2):
+            loss_of(run, i, 8).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with pytest.raises(UserError, match='dropped before it was pulled back'):
+            call(net)
+
     def test_a_gradient_that_was_dropped(self):
         net = layers('squeezed')
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
