@@ -7,7 +7,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import UserError
-from .squeezed_step import squeezed_blocks, unwrap
+from .squeezed_step import unwrap
 
 
 @HOOKS.register_module()
@@ -47,6 +47,8 @@ class FreezeStagesHook(Hook):
                 'parameters out of the optimizer; set it to -1'
             )
         self._frozen = False
+        # By the config, such as norm_cfg, or by hand; and the branches of squeezed blocks.
+        self._frozen_before = [p for p in backbone.parameters() if not p.requires_grad]
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._update(runner)
@@ -62,8 +64,8 @@ class FreezeStagesHook(Hook):
         backbone = _backbone(runner)
         backbone.frozen_stages = self.stages if freeze else -1
         backbone.requires_grad_(True)
-        for block in squeezed_blocks(backbone):
-            block.kernel.requires_grad_(False)
+        for parameter in self._frozen_before:
+            parameter.requires_grad_(False)
         # Freezes the parameters and sets the modes of the BatchNorms.
         backbone._freeze_stages()
         backbone.train()

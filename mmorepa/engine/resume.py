@@ -81,9 +81,8 @@ def find_latest_checkpoint(cfg: Config) -> tuple[Path | None, dict[Path, str]]:
     work_dir = Path(cfg.work_dir)
     # The folder that MMEngine's hook uses.
     folder = Path(hook['out_dir'], work_dir.resolve().name) if hook.get('out_dir') else work_dir
-    templates = (
-        [hook['filename_tmpl']] if 'filename_tmpl' in hook else ['epoch_{}.pth', 'iter_{}.pth']
-    )
+    template = hook.get('filename_tmpl')
+    templates = [template] if template else ['epoch_{}.pth', 'iter_{}.pth']
     numbers = _numbers(folder, templates)
     files = sorted(numbers, key=lambda file: (file.stat().st_mtime_ns, numbers[file]), reverse=True)
     last = _named_last(work_dir, files)
@@ -115,8 +114,9 @@ def _numbers(folder: Path, templates: list[str]) -> dict[Path, int]:
     """The checkpoints in a folder, with the epoch or iteration in their names."""
     numbers = {}
     for template in templates:
-        before, _, after = template.partition('{}')
-        pattern = re.compile(f'{re.escape(before)}([0-9]+){re.escape(after)}')
+        # MMEngine formats it, so that it may be epoch_{:03d}.pth as well.
+        around = map(re.escape, re.split(r'\{[^{}]*\}', template, maxsplit=1))
+        pattern = re.compile('([0-9]+)'.join(around))
         for file in folder.glob('*') if folder.is_dir() else ():
             match = pattern.fullmatch(file.name)
             if match:

@@ -85,7 +85,9 @@ def softmax_focal_loss_backward(
     p, log_p = _of_the_target(softmax, target)
     q = 1 - p
     slope = alpha * (gamma * q.pow(gamma - 1) * p * log_p - q.pow(gamma))
-    slope = slope * _factors(weight, target) * _is_class(target, softmax).any(1)
+    # Background has no slope, where a power of 1 - p may be infinite.
+    known = _is_class(target, softmax).any(1)
+    slope = torch.where(known, slope * _factors(weight, target), 0)
     buff.copy_(slope)
     grad_input.copy_(slope[:, None] * (_is_class(target, softmax).to(softmax) - softmax))
 

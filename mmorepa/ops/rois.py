@@ -146,7 +146,8 @@ def roi_pool_forward(
     height, width = image.shape[2:]
     low = rois[:, [2, 1]] * spatial_scale
     high = (rois[:, [4, 3]] + 1) * spatial_scale
-    for i, maps in enumerate(image[rois[:, 0].long()]):
+    for i, index in enumerate(rois[:, 0].long().tolist()):
+        maps = image[index]
         y, no_row = _pixels(low[i, 0], high[i, 0], pooled_height, height)
         x, no_column = _pixels(low[i, 1], high[i, 1], pooled_width, width)
         places = y[:, None, :, None] * width + x[None, :, None, :]

@@ -86,6 +86,13 @@ class TestWhichIsLatest:
         cfg = config(tmp_path / 'work', default_hooks=dict(checkpoint=hook))
         assert found(cfg) == ('step-2.ckpt', [])
 
+    @pytest.mark.parametrize('template', ['epoch_{:03d}.pth', 'epoch_{0:03}.pth', None])
+    def test_a_name_that_is_formatted(self, tmp_path, template):
+        names = [(template or 'epoch_{}.pth').format(number) for number in (1, 2, 10)]
+        write(tmp_path, *names)
+        cfg = config(tmp_path, default_hooks=dict(checkpoint=dict(filename_tmpl=template)))
+        assert found(cfg) == (names[-1], [])
+
 
 class TestTorn:
     @pytest.fixture(scope='class')

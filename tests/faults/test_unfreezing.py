@@ -57,6 +57,15 @@ def test_unfreezing(config, tmp_path, by_epoch):
     assert_evaluates_these_weights(runner, scores, runner.cfg)
 
 
+def test_what_the_config_froze_stays_frozen(config, tmp_path):
+    hook = dict(type='FreezeStagesHook', stages=1, end=1)
+    norm = {'model.backbone.norm_cfg': dict(type='BN', requires_grad=False)}
+    _, _, states = run(config, tmp_path, custom_hooks=[hook], **norm)
+    weights = moved(states[0], states[2], ('backbone.',))
+    assert 'backbone.layer1.0.bn1.running_mean' in weights
+    assert not any('bn' in name and name.endswith(('.weight', '.bias')) for name in weights)
+
+
 def test_freezing(config, tmp_path):
     """A network of which nothing is frozen before may be frozen later, by any code."""
 

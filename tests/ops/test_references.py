@@ -279,7 +279,7 @@ class TestSigmoidFocalLoss:
 class TestSoftmaxFocalLoss:
     TARGET = torch.tensor([0, 2, -1, 1, 1])
 
-    @pytest.mark.parametrize('gamma', [1.0, 2.0])
+    @pytest.mark.parametrize('gamma', [0.0, 0.5, 1.0, 2.0])
     @pytest.mark.parametrize('reduction', ['mean', 'sum'])
     def test_is_weighted_cross_entropy(self, gamma, reduction):
         x, factors = double(5, 3), torch.tensor([2.0, 3, 5], dtype=torch.float64)

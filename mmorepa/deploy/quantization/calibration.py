@@ -53,7 +53,7 @@ def calibration_loader(cfg: Config) -> ConfigDict:
     pipeline = next(innermost(cfg.test_dataloader.dataset)).get('pipeline', [])
     loader = ConfigDict(copy.deepcopy(cfg.test_dataloader.to_dict()))
     loader.update(
-        dataset=copy.deepcopy(cfg.train_dataloader.dataset),
+        dataset=without_mixing(copy.deepcopy(cfg.train_dataloader.dataset)),
         sampler=dict(type='DefaultSampler', shuffle=True),
         num_workers=0,
         persistent_workers=False,
@@ -61,6 +61,21 @@ def calibration_loader(cfg: Config) -> ConfigDict:
     for dataset in innermost(loader.dataset):
         dataset.pipeline = copy.deepcopy(pipeline)
     return loader
+
+
+def without_mixing(dataset: ConfigDict) -> ConfigDict:
+    """A dataset without wrappers that have a pipeline, such as ``MultiImageMixDataset``.
+
+    They make one image of several that are not packed yet, as Mosaic does.
+    """
+    if 'dataset' in dataset:
+        inside = without_mixing(dataset['dataset'])
+        if 'pipeline' in dataset:
+            return inside
+        dataset['dataset'] = inside
+    elif 'datasets' in dataset:
+        dataset['datasets'] = [without_mixing(item) for item in dataset['datasets']]
+    return dataset
 
 
 def innermost(dataset: ConfigDict) -> Iterator[ConfigDict]:

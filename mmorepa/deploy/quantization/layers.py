@@ -251,7 +251,8 @@ def measure_layer(
     network_noise = Noise()
     for rounded in (0, 1):
         keep = quantizer.layer.register_forward_hook(
-            lambda *args, kept=outputs[rounded]: kept.append(args[2])
+            # The activation behind it may write into it.
+            lambda *args, kept=outputs[rounded]: kept.append(args[2].clone())
         )
         try:
             with quantizer.active() if rounded else ExitStack():

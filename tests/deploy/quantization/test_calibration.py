@@ -55,6 +55,22 @@ def test_datasets_inside_of_others():
     assert list(innermost(ConfigDict(type='A'))) == [dict(type='A')]
 
 
+def test_mosaics_are_left_out(config):
+    """As of YOLOX: they would get images that are packed already."""
+    cfg = config()
+    plain = cfg.train_dataloader.dataset
+    mixed = dict(
+        type='MultiImageMixDataset',
+        dataset=dict(type='RepeatDataset', times=2, dataset=plain),
+        pipeline=[dict(type='Mosaic')],
+    )
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[mixed, plain])
+    datasets = calibration_loader(cfg).dataset.datasets
+    assert [dataset.type for dataset in datasets] == ['RepeatDataset', plain.type]
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    assert datasets[0].dataset.pipeline == datasets[1].pipeline == pipeline
+
+
 @pytest.mark.parametrize(
     'options, count, message',
     [

@@ -66,15 +66,16 @@ def test_shape_of_weights():
 class Net(nn.Module):
     """Two layers that run and one that does not."""
 
-    def __init__(self):
+    def __init__(self, inplace=False):
         super().__init__()
+        self.relu = nn.ReLU(inplace)
         self.first = nn.Conv2d(3, 8, 3, bias=False)
         self.norm = nn.BatchNorm2d(8)
         self.second = nn.Conv2d(8, 4, 3)
         self.unused = nn.Linear(2, 2)
 
     def forward(self, x):
-        return self.second(self.norm(self.first(x)).relu())
+        return self.second(self.relu(self.norm(self.first(x))))
 
 
 @pytest.fixture
@@ -116,6 +117,14 @@ def test_measure(plain):
     assert second.output_sqnr == pytest.approx(second.network_sqnr, abs=1e-6)
     assert found.all_sqnr < min(first.network_sqnr, second.network_sqnr) + 1
     assert 20 < found.all_sqnr < 60
+
+
+def test_an_activation_in_place_changes_nothing(plain):
+    other = Net(inplace=True).eval()
+    other.load_state_dict(plain.state_dict())
+    images = [torch.rand(4, 3, 8, 8) - 0.25]
+    first, second = (measure(switch_to_deploy(net), images).layers[0] for net in (plain, other))
+    assert first.output_sqnr == second.output_sqnr
 
 
 def test_one_scale_is_worse_where_channels_differ(plain):
