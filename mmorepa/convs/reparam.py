@@ -245,7 +245,7 @@ class ReparamConv2d(nn.Conv2d):
             bias (Tensor, optional): (O,). A bias that the block has itself is loaded as it is.
 
         Raises:
-            UserError: If this block cannot imitate the convolution.
+            UserError: If this block cannot imitate the convolution, or has no memory for it.
         """
         self.imitate(self.plain(weight))
 
@@ -253,6 +253,11 @@ class ReparamConv2d(nn.Conv2d):
         """A plain convolution of this geometry with these weights."""
         conv = nn.Conv2d(**geometry(self), bias=bias is not None, device='meta')
         sample = next(self.parameters())
+        if sample.is_meta and not weight.is_meta:
+            raise UserError(
+                'the block that is to imitate it is on the meta device, without values: call '
+                "model.to_empty(device='cpu') and the modules' reset_parameters() first"
+            )
         conv.weight = nn.Parameter(weight.detach().to(sample.device), requires_grad=False)
         if bias is not None:
             conv.bias = nn.Parameter(bias.detach().to(sample.device), requires_grad=False)

@@ -1,12 +1,16 @@
 """Blocks that are built without memory, and get it later."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convs.cases import CHANNELS, EVERY, KINDS, image, label, new_block
+from mmorepa import reparameterize, squeeze, verify
 from mmorepa.convs import OREPAConv2d, TweakedOREPAConv2d
+from mmorepa.errors import UserError
 from support import make_trained_like
 
 #: Larger, so that the spread of initial values says something.
@@ -44,6 +48,36 @@ def test_loads_what_another_has(case, assign):
     for (key, a), b in zip(other.named_buffers(), block.buffers()):
         assert torch.equal(a, b), key
     assert torch.equal(other.eval()(image()), block.eval()(image()))
+
+
+@pytest.mark.parametrize('block', ['OREPA', 'DBB'])
+class TestPlainWeights:
+    """Of a network that was built without memory."""
+
+    @pytest.fixture
+    def plain(self):
+        torch.manual_seed(0)
+        return make_trained_like(nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)))
+
+    @pytest.fixture
+    def net(self, plain, block):
+        with torch.device('meta'):
+            return reparameterize(copy.deepcopy(plain).to('meta'), block)
+
+    @pytest.mark.parametrize('assign', [False, True], ids=['copied', 'assigned'])
+    def test_are_refused_without_memory(self, net, plain, assign):
+        with pytest.raises(UserError, match="on the meta device, .*to_empty.device='cpu'"):
+            net.load_state_dict(plain.state_dict(), assign=assign)
+
+    def test_are_imitated_with_memory(self, net, plain):
+        net.to_empty(device='cpu')
+        for module in net.modules():
+            if hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
+        net.load_state_dict(plain.state_dict())
+        image = torch.randn(1, 4, 8, 8)
+        assert verify(plain, net, image).within(1e-5)
+        assert verify(plain, squeeze(net), image).within(1e-5)
 
 
 @pytest.mark.parametrize('groups', GROUPS)

@@ -75,8 +75,7 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
     for parent in model.modules():
         if isinstance(parent, ReparamConv2d):
             continue
-        # mmcv's ConvModule holds conv, norm and activation in this order, whatever order it runs.
-        if 'conv norm' not in ' '.join(getattr(parent, 'order', ('conv', 'norm'))):
+        if _runs_apart(parent):
             continue
         children = list(parent._modules.items())
         found += [
@@ -97,6 +96,18 @@ def conv_norm_pairs(model: nn.Module) -> Iterator[Pair]:
             seen = [call for call in seen if call.reaches_into(prefix)]
         if all(_is_direct(pair, prefix, call) for call in seen):
             yield pair._replace(is_seen=bool(seen) or type(pair.parent) is nn.Sequential)
+
+
+def _runs_apart(module: nn.Module) -> bool:
+    """Whether it is a ConvModule of mmcv whose norm does not run right behind its convolution.
+
+    It holds conv, norm and activation in this order, whatever order it runs. Others may have an
+    ``order`` of another meaning.
+    """
+    order = getattr(module, 'order', None)
+    if not isinstance(order, (tuple, list)) or not {'conv', 'norm'} <= {*map(str, order)}:
+        return False
+    return 'conv norm' not in ' '.join(map(str, order))
 
 
 def _runner(module: nn.Module, owners: dict) -> tuple[nn.Module, str]:

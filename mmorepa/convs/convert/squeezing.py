@@ -26,8 +26,9 @@ from .pairs import Pair, conv_norm_pairs
 
 #: Largest relative difference in float32 that counts as equal.
 TOLERANCE = 1e-4
-#: The methods by which blocks of other packages become plain convolutions.
-OTHERS = ('reparameterize', 'switch_to_deploy')
+#: The methods by which blocks of other packages become plain convolutions. mmpretrain's blocks have
+#: both, of which ``reparameterize`` gives the kernel and changes nothing.
+OTHERS = ('switch_to_deploy', 'reparameterize')
 
 
 def squeeze(model: nn.Module, inplace: bool = True) -> nn.Module:
@@ -62,8 +63,10 @@ def switch_to_deploy(model: nn.Module, inplace: bool = True) -> nn.Module:
     A BatchNorm follows a convolution if it is the next child of the same module and, where torch.fx
     can trace the module that runs them, gets the convolution's output; see
     :func:`mmorepa.convs.convert.pairs.conv_norm_pairs`. Not looked at are what torch.fx cannot
-    trace, a ``forward`` that was set on the object of that module, and a path that only an argument
-    other than a flag, or two flags at once, open: check such a model with ``verify``.
+    trace, a ``forward`` that was set on the object of that module, a path that only an argument
+    other than a flag, or two flags at once, open, and a module further out that reads the
+    convolution's weight or calls it by itself, as mmdet's TOOD does: check such a model with
+    ``verify``.
     A BatchNorm stays if it or its convolution is shared between several places or has a ``forward``
     of its own, or if a forward hook may see what is between them. Folding is done in float64 and
     stored in the model's dtype. Calling this twice changes nothing.

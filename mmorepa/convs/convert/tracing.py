@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..reparam import ReparamConv2d
@@ -116,11 +117,15 @@ class _Tracer(fx.Tracer):
         blocks = [child for child in module.children() if isinstance(child, ReparamConv2d)]
         inside = {id(part) for block in blocks for part in block.modules() if part is not block}
         named = list(module.named_modules())
-        self._modules = {id(part): name for name, part in named if id(part) not in inside}
+        named = [(name, part) for name, part in named if id(part) not in inside]
+        self._modules = {id(part): name for name, part in named}
+        # A forward pass may write to buffers, for example count steps.
+        buffers = [(part, dict(part._buffers)) for _, part in named]
+        for part, own in buffers:
+            part._buffers.update({k: b.clone() for k, b in own.items() if b is not None})
         self._tensors = {
             id(tensor): f'{name}.{key}'.lstrip('.')
             for name, part in named
-            if id(part) not in inside
             for key, tensor in (*part._parameters.items(), *part._buffers.items())
         }
         self._nodes = []
@@ -140,13 +145,17 @@ class _Tracer(fx.Tracer):
                     options[argument.name] = value
                 else:
                     given.append(value)
-            type(module).forward(module, *given, **options)
+            with torch.random.fork_rng(devices=[]):
+                type(module).forward(module, *given, **options)
             for value in vars(module).values():
                 if isinstance(value, fx.Proxy):  # for whoever reads the attribute
                     value.node.meta['is_kept'] = True
         except Exception:  # of the module's own code, which was not written for this
             return None
         finally:
+            for part, own in buffers:
+                part._buffers.clear()
+                part._buffers.update(own)
             # What the module keeps of its input in an attribute.
             vars(module).update(attributes)
             for name in vars(module).keys() - attributes.keys():

@@ -7,6 +7,8 @@ import timm
 import torch
 import torchvision
 from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmpretrain.models import RepVGG
+from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,6 +27,27 @@ def block(in_channels=4, out_channels=8, kernel_size=3, **kwargs):
         nn.BatchNorm2d(out_channels),
         nn.ReLU(),
     )
+
+
+@pytest.mark.parametrize('order', [3, ['left', 'right'], str.upper, ('conv', 'norm', 'act')])
+def test_an_order_of_another_meaning(order):
+    """HorNet's gated convolutions have a number of that name."""
+    net = make_trained_like(block()).eval()
+    net.order = order
+    deployed = switch_to_deploy(net, inplace=False)
+    assert not any(isinstance(module, _BatchNorm) for module in deployed.modules())
+    assert verify(net, deployed, torch.randn(1, 4, 8, 8)).within(FLOAT32)
+
+
+def test_the_blocks_of_mmpretrains_repvgg_as_a_root():
+    """They have two methods, of which one only gives the kernel."""
+    net = make_trained_like(RepVGG('A0'))
+    net.eval()  # the library's does not return it
+    deployed = switch_to_deploy(net, inplace=False)
+    blocks = [module for module in deployed.modules() if isinstance(module, RepVGGBlock)]
+    assert blocks
+    assert all(one.deploy for one in blocks)
+    assert verify(net, deployed, torch.randn(1, 3, 64, 64)).within(FLOAT32)
 
 
 def network():

@@ -99,6 +99,30 @@ def test_an_output_that_is_kept():
     assert vars(module) == before
 
 
+class Counting(Layers):
+    """Counts its steps in a buffer, and draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('steps', torch.zeros(()))
+        self.register_buffer('total', torch.zeros(()))
+
+    def forward(self, x):
+        self.steps += 1
+        self.total = self.total + 1
+        return super().forward(x) * torch.rand(())
+
+
+def test_buffers_and_random_numbers_are_as_before():
+    module = Counting()
+    buffers, state = dict(module.named_buffers()), torch.get_rng_state()
+    assert of(module)
+    after = dict(module.named_buffers())
+    assert all(after[name] is buffer for name, buffer in buffers.items())
+    assert module.steps == module.total == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_block_is_one_layer():
     module = Layers()
     module.conv = DBBConv2d(4, 4, 3, padding=1)
