@@ -106,12 +106,12 @@ class ReparamMixin:
         steady = mode and self.training
         with holding_weights(self) if steady else contextlib.nullcontext():
             super().train(mode)
-        # The libraries set only the norm of a frozen stem to eval mode. A block may have taken it
-        # in, and holds its kernel in this mode alone.
-        if self.frozen_stages >= 0:
-            for block in self.modules():
-                if isinstance(block, ReparamConv2d) and is_frozen(block):
-                    block.eval()
+            # The libraries set only the norm of a frozen stem to eval mode. A block may have taken
+            # it in, and holds its kernel in this mode alone.
+            if self.frozen_stages >= 0:
+                for block in self.modules():
+                    if isinstance(block, ReparamConv2d) and is_frozen(block):
+                        block.eval()
         if mode and self.deploy:
             warnings.warn(
                 f'{type(self).__name__} is in deploy form, without BatchNorms, and will not train '

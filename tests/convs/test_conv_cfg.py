@@ -229,15 +229,21 @@ class TestNetworks:
     @pytest.mark.parametrize('freeze', [True, False], ids=['frozen', 'eval'])
     def test_fixed_weights_are_squeezed_once(self, network, squeezed, freeze):
         model, x, _ = network
-        if freeze:
-            model.requires_grad_(False).train()
-            repeat = nn.Module.__call__
-        else:
-            model.eval()
-            repeat = torch.no_grad()(nn.Module.__call__)
+        model.requires_grad_(not freeze).eval()
+        repeat = nn.Module.__call__ if freeze else torch.no_grad()(nn.Module.__call__)
         for _ in range(3):
             repeat(model, x)
         assert dict(squeezed) == dict.fromkeys(blocks(model).values(), 1)
+
+    def test_what_is_frozen_in_training_mode_is_squeezed_in_every_pass(self, network, squeezed):
+        """It may follow another network, by writes that nothing counts."""
+        model, x, _ = network
+        model.requires_grad_(False).train()
+        for _ in range(3):
+            model(x)
+        assert set(squeezed) == set(blocks(model).values())
+        # A head runs its layers on several levels.
+        assert all(calls in (3, 9) for calls in squeezed.values())
 
 
 @pytest.mark.parametrize(
