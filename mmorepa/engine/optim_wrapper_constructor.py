@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from mmengine.logging import print_log
@@ -195,11 +196,16 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if isinstance(block, GeneratedConv2d) and block.in_channels == block.groups
             for key, parameter in block.kernel.named_parameters()
         }
+        for group in self._without_custom_key(groups, branches):
+            group['weight_decay'] = self.base_wd * mult
+
+    def _without_custom_key(self, groups: list[dict], names: dict[int, str]) -> Iterator[dict]:
+        """The groups of parameters with these names, by id, which no custom key of MMEngine has."""
         custom_keys = self.paramwise_cfg.get('custom_keys', {})
         for group in groups:
-            name = branches.get(id(group['params'][0]))
+            name = names.get(id(group['params'][0]))
             if name and not any(key in name for key in custom_keys):
-                group['weight_decay'] = self.base_wd * mult
+                yield group
 
     def _raise_norm_biases(self, groups: list[dict], model: nn.Module) -> None:
         mult = self.paramwise_cfg.get('norm_bias_lr_mult')
@@ -211,11 +217,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             for name, norm in model.named_modules()
             if isinstance(norm, norms) and norm.bias is not None
         }
-        custom_keys = self.paramwise_cfg.get('custom_keys', {})
-        for group in groups:
-            name = biases.get(id(group['params'][0]))
-            if name and not any(key in name for key in custom_keys):
-                group['lr'] = self.base_lr * mult
+        for group in self._without_custom_key(groups, biases):
+            group['lr'] = self.base_lr * mult
 
     def _multiply(self, groups: list[dict], model: nn.Module) -> None:
         names = {id(parameter): name for name, parameter in model.named_parameters()}

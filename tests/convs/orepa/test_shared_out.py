@@ -187,6 +187,7 @@ READERS = {
     'optimizer.state_dict': lambda own: own.optimizer.state_dict(),
     'squeeze': lambda own: [block.squeeze() for block in blocks_of(own.net)],
     'squeeze(model)': lambda own: squeeze(copy.deepcopy(own.net)),
+    'shard': lambda own: setattr(own.training, 'shard', False),
 }
 
 
@@ -374,6 +375,7 @@ def test_each_process_keeps_what_it_owns(found, mode, recipe):
 def test_reading_what_is_out_of_date(found, mode):
     for rank in found:
         errors = dict(rank[mode, 'AdamW']['errors'])
+        assert errors.pop('shard').startswith("shard=False wants the optimizer's state")
         assert 'spread over the processes' in errors['optimizer.state_dict']
         assert 'stepped in another process' in errors['squeeze']
         for message in errors.values():
