@@ -36,8 +36,9 @@ def pytest_collection_modifyitems(items):
     items[:] = [items[i] for i in order]
 
 
-def pytest_collection_finish():
-    """Leave the libraries out of what is collected as garbage."""
+@pytest.fixture(autouse=True, scope='module')
+def little_garbage():
+    """Leave what is there before a file's tests out of what they collect as garbage."""
     gc.collect()
     gc.freeze()
 
