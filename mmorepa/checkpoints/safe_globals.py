@@ -4,6 +4,7 @@ With ``weights_only=True``, the default since torch 2.6, torch unpickles nothing
 so, and MMEngine's ``resume`` stops there (open-mmlab/mmengine#1655). Allowed by name are
 
 - ``HistoryBuffer``, which keeps what was logged, and the four averages it refers to,
+- ``OneCycleParamScheduler`` and the two curves it refers to,
 - NumPy's arrays, numbers and their dtypes, under the module names of both NumPy 1 and 2,
 - ``ConfigDict``, as it may stand in a dataset's ``metainfo``.
 
@@ -22,14 +23,22 @@ import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 _MULTIARRAY = (np._core if hasattr(np, '_core') else np.core).multiarray
 
 
-def _history_method(owner: type, name: str):
-    """Stands in for ``getattr`` while unpickling; gives MMEngine's four averages, nothing else."""
-    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
-        return getattr(HistoryBuffer, name)
+#: What MMEngine's states refer to by name, of which class.
+_METHODS = {
+    HistoryBuffer: ('min', 'max', 'mean', 'current'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def _method(owner: type, name: str):
+    """Stands in for ``getattr`` while unpickling; gives these methods, nothing else."""
+    if name in _METHODS.get(owner, ()):
+        return getattr(owner, name)
     raise pickle.UnpicklingError(f'getattr of {name!r} is not allowed')
 
 
@@ -45,8 +54,8 @@ def _named(function: Callable, module: str, name: str) -> Callable:
 
 
 SAFE_GLOBALS = [
-    HistoryBuffer,
-    _named(_history_method, 'builtins', 'getattr'),
+    *_METHODS,
+    _named(_method, 'builtins', 'getattr'),
     ConfigDict,
     np.ndarray,
     np.dtype,

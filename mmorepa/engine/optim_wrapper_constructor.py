@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..convs import ReparamConv2d
-from ..convs.blocks.kernel_penalty import kernel_parameters
+from ..convs.blocks.kernel_penalty import decays_as_a_kernel, kernel_parameters
 from ..convs.generated import GeneratedConv2d
 from ..convs.orepa.block import DeepLinearStem
 from ..convs.orepa.branches import Branch
@@ -90,8 +91,8 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Raises:
         UserError: If the type of the optimizer, a key or a field does not exist, a multiplier is
             not a number of at least zero, the optimizer config lacks the ``lr`` or
-            ``weight_decay`` to be multiplied, or ``kernel_decay`` finds no block or a fused
-            optimizer.
+            ``weight_decay`` to be multiplied, modules share a parameter without
+            ``bypass_duplicate``, or ``kernel_decay`` finds no block or a fused optimizer.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -101,8 +102,10 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         :class:`mmorepa.SqueezedTraining`, whatever its ``type`` is.
         """
         kind = self.optimizer_cfg.get('type')
-        if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
-            raise UserError(f'there is no optimizer of type {kind!r}: choose another one')
+        # The library of the config may have it.
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            if isinstance(kind, str) and registry.get(kind) is None:
+                raise UserError(f'there is no optimizer of type {kind!r}: choose another one')
         self._kernel_decays: list[tuple[ReparamConv2d, float]] = []
         with trained_through_branches(model):
             wrapper = super().__call__(model)
@@ -178,6 +181,7 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix=prefix, **kwargs)
         # MMEngine calls this again for each child; only the first call is for the whole model.
         if not prefix:
+            _refuse_shared(params[before:], module)
             self._decay_depthwise(params[before:], module)
             self._raise_norm_biases(params[before:], module)
             self._multiply(params[before:], module)
@@ -190,11 +194,12 @@ class OREPAOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         mult = self.paramwise_cfg.get('dwconv_decay_mult')
         if mult is None:
             return
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
         branches = {
-            id(parameter): f'{name}.kernel.{key}'
-            for name, block in model.named_modules()
-            if isinstance(block, GeneratedConv2d) and block.in_channels == block.groups
-            for key, parameter in block.kernel.named_parameters()
+            id(parameter): names[id(parameter)]
+            for block in model.modules()
+            if decays_as_a_kernel(block) and block.in_channels == block.groups
+            for parameter in kernel_parameters(block)
         }
         for group in self._without_custom_key(groups, branches):
             group['weight_decay'] = self.base_wd * mult
@@ -291,6 +296,17 @@ def kinds_of(model: nn.Module) -> dict[int, str]:
                 if isinstance(part, Branch) and part.scale is not None:
                     kinds[id(part.scale)] = 'stem_scale' if is_stem else 'scale'
     return kinds
+
+
+def _refuse_shared(groups: list[dict], model: nn.Module) -> None:
+    """Refuse parameters in two groups. Merged they would be one group and be stepped twice."""
+    count = Counter(id(group['params'][0]) for group in groups)
+    for name, parameter in model.named_parameters():
+        if count[id(parameter)] > 1:
+            raise UserError(
+                f'{name} is a parameter of {count[id(parameter)]} modules: give paramwise_cfg '
+                'bypass_duplicate=True, so that it is stepped once'
+            )
 
 
 def _merged(groups: list[dict]) -> list[dict]:

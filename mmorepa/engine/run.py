@@ -36,6 +36,9 @@ from .resume import prepare_resume
 from .seeding import seed_samples
 from .squeezed_step import unwrap
 
+#: Where torchrun, Slurm and Open MPI put the number of a process.
+RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+
 
 def load_config(
     path: str | os.PathLike,
@@ -175,6 +178,9 @@ def train(
         if 'backbone' not in cfg.model:
             raise UserError('--init wants a model with a backbone in the config')
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(init))
+        # Another name of it, which mmseg's configs have; both at once are refused.
+        for part in (cfg.model, cfg.model.backbone):
+            part.pop('pretrained', None)
     if not validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if not resume and cfg.get('resume'):
@@ -195,7 +201,7 @@ def train(
     if cfg.get('compile'):
         add_hooks(cfg, 'EagerOptimizerHook')
     # The other processes of one training write to the same folder.
-    is_first = all(os.environ.get(name, '0') == '0' for name in ('RANK', 'SLURM_PROCID'))
+    is_first = all(os.environ.get(name, '0') == '0' for name in RANKS)
     with (
         explained_building(str(cfg.filename)),
         alone_in(cfg.work_dir) if is_first else contextlib.nullcontext(),
@@ -234,7 +240,8 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
     """
     state_dict = load_checkpoint(checkpoint)['state_dict']
     check_work_dir(cfg)
-    cfg.load_from = None
+    # A config that a resumed training left would load the newest checkpoint over this one.
+    cfg.load_from, cfg.resume = None, False
     with explained_building(str(cfg.filename)):
         runner = build_runner(cfg)
         form = load_any_form(unwrap(runner.model), state_dict, str(checkpoint))

@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import threading
+from collections import OrderedDict
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleLR
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
 from engine.small_training import Images, make_runner
@@ -62,14 +65,27 @@ def test_nested_config_of_a_dataset():
     assert type(loaded['label_map']) is ConfigDict
 
 
+@pytest.mark.parametrize('anneal', ['cos', 'linear'])
+def test_state_of_one_cycle(anneal):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    state = OneCycleLR(optimizer, 0.1, total_steps=9, anneal_strategy=anneal).state_dict()
+    loaded = load(saved(state))
+    assert loaded.pop('anneal_func')(1.0, 3.0, 0.5) == pytest.approx(2.0)
+    assert loaded.items() <= state.items()
+
+
 class AnotherGetattr:
+    def __init__(self, owner):
+        self.owner = owner
+
     def __reduce__(self):
-        return getattr, (HistoryBuffer, '__init__')
+        return getattr, (self.owner, '__init__')
 
 
-def test_getattr_stays_shut_but_for_the_averages():
+@pytest.mark.parametrize('owner', [HistoryBuffer, OneCycleParamScheduler, OrderedDict])
+def test_getattr_stays_shut_but_for_the_methods_named(owner):
     with pytest.raises(Exception, match='getattr of .__init__. is not allowed'):
-        load(saved(AnotherGetattr()))
+        load(saved(AnotherGetattr(owner)))
 
 
 def refused():

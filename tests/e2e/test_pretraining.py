@@ -12,6 +12,7 @@ import torch
 
 import demo
 from mmorepa.checkpoints import load_checkpoint
+from mmorepa.engine.run import load_config
 from mmorepa.environment import distribution
 from support import CONFIG, ROOT
 
@@ -209,6 +210,13 @@ def test_training_goes_on_where_it_stopped(workplace, trained, command):
     text = command('train.py', trained[0], '--resume', *options)
     assert 'resumed epoch: 2' in text
     assert load_checkpoint(workplace / 'longer/epoch_3.pth')['meta']['epoch'] == 3
+    # The config that this left resumes too, but what is tested is the checkpoint that was named.
+    left = workplace / 'longer' / CONFIG.name
+    assert load_config(left).resume
+    text = command('test.py', left, 'longer/epoch_2.pth', '--out', 'second.json')
+    assert 'resumed' not in text
+    before = (workplace / 'work_dirs/demo/pretrain/training.json').read_text()
+    assert (workplace / 'second.json').read_text() == before
 
 
 @pytest.mark.parametrize(

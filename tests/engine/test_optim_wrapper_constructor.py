@@ -7,13 +7,13 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from torch import nn
 
 import mmorepa.det
 import mmorepa.pretrain
 import mmorepa.seg  # noqa: F401
-from mmorepa import OREPAConv2d, squeeze
+from mmorepa import OREPAConv2d, reparameterize, squeeze
 from mmorepa.convs import DBBConv2d, ExpandConv2d, OREPARepVGGConv2d
 from mmorepa.errors import UserError
 from support import ROOT
@@ -76,15 +76,35 @@ def test_released_recipe(name, lr, decay):
     assert groups(model(), RECIPE)[name] == (pytest.approx(lr), decay)
 
 
+@pytest.mark.parametrize('block', ['OREPA', 'DBB', 'MobileOne', 'OREPA-RepVGG'])
 @pytest.mark.parametrize('custom', [{}, {'0.kernel.average': dict(decay_mult=0.5)}])
-def test_depthwise_blocks(custom):
+def test_depthwise_blocks(block, custom):
     """MMEngine's multiplier, which looks at a convolution's own parameters alone."""
-    net = nn.Sequential(OREPAConv2d(4, 8, 3, groups=4, bias=False), OREPAConv2d(8, 8, 3))
+    convs = nn.Conv2d(4, 8, 3, groups=4, bias=False), nn.Conv2d(8, 8, 3, bias=False)
+    net = nn.Sequential(convs[0], nn.BatchNorm2d(8), convs[1], nn.BatchNorm2d(8))
+    reparameterize(net, block)
     found = groups(net, dict(dwconv_decay_mult=0.1, custom_keys=custom))
     for name, (rate, decay) in found.items():
         is_custom = any(key in name for key in custom)
-        mult = 0.5 if is_custom else 0.1 if name.startswith('0.') else 1
+        is_depthwise = name.startswith('0.') and 'norm.' not in name
+        mult = 0.5 if is_custom else 0.1 if is_depthwise else 1
         assert (rate, decay) == (LR, pytest.approx(mult * DECAY)), name
+
+
+def test_a_shared_parameter_is_stepped_once():
+    net = nn.Sequential(OREPAConv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    net[2].weight = net[1].weight
+    with pytest.raises(UserError, match='1.weight is a parameter of 2 modules: .*bypass_duplicate'):
+        groups(net, dict(bias_lr_mult=2))
+    found = groups(net, dict(bias_lr_mult=2, bypass_duplicate=True))
+    assert found.keys() == dict(net.named_parameters()).keys()
+
+
+def test_an_optimizer_of_the_config_s_library():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        optimizer = dict(type='Lamb', lr=LR)
+        cfg = dict(constructor='OREPAOptimWrapperConstructor', optimizer=optimizer)
+        assert type(build_optim_wrapper(model(), cfg).optimizer).__name__ == 'Lamb'
 
 
 def test_every_parameter_is_there_once():

@@ -5,9 +5,10 @@ import sys
 import pytest
 
 from mmorepa.checkpoints import build_model
-from mmorepa.engine.run import load_config, train
+from mmorepa.engine.run import RANKS, load_config, train
 from mmorepa.errors import UserError
-from support import CONFIG
+from mmorepa.writing import alone_in
+from support import CONFIG, ROOT
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,25 @@ def test_custom_imports_among_the_options(tmp_path, monkeypatch):
         load_config(CONFIG, cfg_options={'custom_imports.imports': ['nope']})
     with pytest.raises(UserError, match='custom_imports=3 cannot be imported: .*wanted dict'):
         load_config(CONFIG, cfg_options={'custom_imports': 3})
+
+
+@pytest.mark.parametrize('rank', RANKS)
+def test_other_processes_write_to_the_same_folder(rank, tmp_path, monkeypatch):
+    with alone_in(tmp_path):
+        with pytest.raises(UserError, match='another training writes to'):
+            train(load_config(CONFIG, tmp_path))
+        monkeypatch.setenv(rank, '1')
+        with pytest.raises(UserError, match='No such file or directory: .data/digits'):
+            train(load_config(CONFIG, tmp_path))
+
+
+def test_init_in_place_of_pretrained(tmp_path, training_checkpoint):
+    """mmseg's configs name a checkpoint so, and a backbone takes one of the two."""
+    path = ROOT / 'configs/fashion/pspnet_orepa-r18-w0.25-d8_1xb4-1600_fashion-128x128.py'
+    cfg = load_config(path, tmp_path / 'work', {'model.pretrained': 'open-mmlab://resnet18_v1c'})
+    # The data are not there: it comes as far as that.
+    with pytest.raises(UserError, match='No such file or directory: .data/fashion'):
+        train(cfg, init=training_checkpoint)
 
 
 @pytest.mark.parametrize(

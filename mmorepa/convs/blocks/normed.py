@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial, reduce
 
@@ -166,6 +167,13 @@ class NormedConv2d(ReparamConv2d):
                 kernel = kernel - branch.merged()[0]
             first.imitate(kernel)
             return
+        if any(not branch.norm.weight.requires_grad for branch in others):
+            warnings.warn(
+                'a block starts from a plain convolution with frozen BatchNorms: all branches but '
+                'one start at zero and stay there, so that it trains as a plain convolution; let '
+                'the BatchNorms train, or give the block branch_norm=False',
+                stacklevel=2,
+            )
         for branch in others:
             branch.norm.weight.zero_()
             branch.norm.bias.zero_()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -145,6 +146,16 @@ def test_padding_is_what_the_norm_makes_of_zero(rows, columns):
     inner = branch.inner_norm(F.conv2d(padded, branch.pointwise()))
     expected = branch.norm(F.conv2d(inner, branch.weight))
     assert relative(expected, branch(x)) < FLOAT64
+
+
+def test_frozen_norms_leave_the_other_branches_at_zero():
+    """As with mmdet's ``norm_cfg=dict(type='BN', requires_grad=False)``."""
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4).requires_grad_(False))
+    with pytest.warns(UserWarning, match='start at zero and stay there'):
+        reparameterize(copy.deepcopy(net), 'DBB', keep_function=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        reparameterize(net, dict(type='DBB', branch_norm=False), keep_function=True)
 
 
 def test_depthwise_dbb():
