@@ -12,8 +12,11 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import set_random_seed
 from torch import nn
 
-from ..checkpoints import build_model, load_form
+from ..backbones.key_names import named_for
+from ..checkpoints import build_model, load_checkpoint, load_form
+from ..checkpoints.state_dict import misfit, with_counters
 from ..convs import ReparamConv2d
+from ..convs.convert.plain import wanted
 from ..engine.data import seed_of
 from ..engine.quiet import quiet_mmengine
 from ..errors import UserError
@@ -60,7 +63,7 @@ def load_network(
     Raises:
         UserError: If the checkpoint does not fit, or there are no blocks where there have to be.
     """
-    checkpoint = checkpoint or cfg.get('load_from')
+    start = None if checkpoint else cfg.get('load_from')
     set_random_seed(seed_of(cfg))
     model = build_model(cfg)
     has_blocks = any(isinstance(module, ReparamConv2d) for module in model.modules())
@@ -71,11 +74,20 @@ def load_network(
         )
     if checkpoint:
         load_form(model, checkpoint, 'training' if training_form else None)
+    elif start and not training_form:
+        load_form(model, start)
+    elif start:
+        # As training does: blocks imitate the convolutions of a plain network.
+        tensors = named_for(model, load_checkpoint(start)['state_dict'], str(start))
+        needed = wanted(model, tensors)
+        if difference := misfit(needed, with_counters(needed, tensors)):
+            raise UserError(f'{start}, the load_from of the config, does not fit: {difference}')
+        model.load_state_dict(tensors, strict=False)
     else:
         with quiet_mmengine():
             model.init_weights()
     return Network(
         model=revert_sync_batchnorm(model).to(get_device()).eval(),
         config=Path(cfg.filename).name,
-        checkpoint=Path(checkpoint).name if checkpoint else FRESH,
+        checkpoint=Path(checkpoint or start).name if checkpoint or start else FRESH,
     )

@@ -9,7 +9,7 @@ from mmorepa.convs import squeeze, switch_to_deploy
 from mmorepa.engine.data import build_loader
 from mmorepa.errors import UserError
 from mmorepa.lab.network import FRESH, load_network
-from support import CONFIG
+from support import CONFIG, make_trained_like
 
 
 def refused(message, *args, **kwargs):
@@ -37,6 +37,18 @@ def test_the_start_of_training(narrow_config):
 def test_load_from(narrow_config, training_checkpoint):
     cfg = narrow_config(load_from=str(training_checkpoint))
     assert load_network(cfg).checkpoint == 'epoch_3.pth'
+
+
+def test_load_from_a_plain_network(narrow_config, tmp_path):
+    """As training does: blocks imitate its convolutions."""
+    where = {'model.backbone.reparam.where': 'layer'}
+    plain = make_trained_like(build_model(narrow_config(**{'model.backbone.reparam': None}))).eval()
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
+    network = load_network(narrow_config(load_from=str(tmp_path / 'plain.pth'), **where))
+    x = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(network.model.cpu()(x), plain(x), rtol=1e-4, atol=1e-4)
+    torch.save(dict(state_dict=plain.backbone.state_dict()), tmp_path / 'backbone.pth')
+    refused('load_from of the config', narrow_config(load_from=str(tmp_path / 'backbone.pth')))
 
 
 @pytest.mark.parametrize('change, form', [(squeeze, 'plain'), (switch_to_deploy, 'deploy')])
