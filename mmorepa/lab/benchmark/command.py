@@ -65,7 +65,6 @@ def run(args: argparse.Namespace, command: str, targets=None) -> str:
         preset=args.preset,
         threads_each=args.threads or 1,
     )
-    torch.backends.cudnn.benchmark = True
     path = args.out / RESULTS
     try:
         study.run(save=lambda results: results.write(path))

@@ -95,6 +95,8 @@ class Study:
         Returns:
             Results: See there.
         """
+        cudnn, chosen = torch.backends.cudnn, torch.backends.cudnn.benchmark
+        cudnn.benchmark = True
         with progress_bar() as bar:
             task = bar.add_task('', total=sum(map(self.runs_of, self.cases)))
             done = 0
@@ -112,6 +114,7 @@ class Study:
                 self.results.interrupted = True
                 raise
             finally:
+                cudnn.benchmark = chosen
                 save(self.results)
         return self.results
 

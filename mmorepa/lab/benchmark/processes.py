@@ -85,6 +85,7 @@ def _work(
     """What each process does; the first one writes what was measured."""
     torch.set_num_threads(threads)
     on_gpu = case.setup.device.startswith('cuda')
+    torch.backends.cudnn.benchmark = True
     if on_gpu:
         torch.cuda.set_device(rank)
     dist.init_process_group(
