@@ -80,10 +80,11 @@ def convert(
         Conversion: What was done.
 
     Raises:
-        UserError: If a file exists already, the checkpoint does not fit the config or is in
-            deploy form where ``keep_bn`` is asked for, or the outputs differ by more than
-            :data:`mmorepa.convs.convert.squeezing.TOLERANCE`.
+        UserError: If the config builds ``QATForm``, a file exists already, the checkpoint does not
+            fit the config or is in deploy form where ``keep_bn`` is asked for, or the outputs
+            differ by more than :data:`mmorepa.convs.convert.squeezing.TOLERANCE`.
     """
+    refuse_qat_form(cfg, 'converted')
     inputs = [checkpoint, cfg.filename, *(bases_of(cfg.filename) if cfg.filename else ())]
     out = Path(out)
     if out.suffix in ('.py', '.safetensors'):
@@ -128,14 +129,31 @@ def convert(
     )
 
 
+def refuse_qat_form(cfg: Config, done: str) -> None:
+    """Raise a :class:`UserError` if the model of a config is a ``QATForm``.
+
+    Args:
+        cfg (Config): The config.
+        done (str): What was to be done, for the message.
+    """
+    if is_of_type(cfg.model, 'QATForm'):
+        raise UserError(
+            f'QATForm, a model with fake quantization, is not {done}: write its int8 file with '
+            'tools/quantize.py'
+        )
+
+
 def deployed_config(cfg: Config, keep_bn: bool) -> Config:
     """The config that builds the plain or deploy form; see ``DeployForm``."""
     cfg = copy.deepcopy(cfg)
     if not is_of_type(cfg.model, 'DeployForm'):
         cfg.model.update(architecture=cfg.model.type, type='DeployForm')
     cfg.model.keep_bn = keep_bn
-    # Training from here starts from the converted checkpoint, not from what came before it.
+    # Training from here starts from the converted checkpoint, not from what came before it, and
+    # writes to a folder of its own.
     _forget_pretrained(cfg.model)
+    cfg.pop('work_dir', None)
+    cfg.update(load_from=None, resume=False)
     return cfg
 
 

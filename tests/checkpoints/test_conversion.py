@@ -141,9 +141,13 @@ def test_plain_form_can_be_folded_later(narrow_config, training_checkpoint, tmp_
 def test_the_written_config_starts_from_nothing_else(narrow_config, training_checkpoint, tmp_path):
     cfg = narrow_config()
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='before.pth')
+    cfg.update(load_from='before.pth', resume=True)
     done = convert(cfg, training_checkpoint, tmp_path / 'a.pth', keep_bn=True, probe_size=SIZE)
     written = Config.fromfile(done.config)
     assert written.model.backbone.init_cfg is None
+    assert (written.load_from, written.resume) == (None, False)
+    # Training it leaves the first training's checkpoints alone.
+    assert cfg.work_dir and 'work_dir' not in written
     assert cfg.model.backbone.init_cfg.checkpoint == 'before.pth'
     build_model(written).init_weights()
 
@@ -204,6 +208,13 @@ class TestWhatIsRefused:
         cfg, out = Config.fromfile(tmp_path / 'train.py'), tmp_path / 'base.pth'
         self.refused('is what is to be converted', cfg, training_checkpoint, out, force=True)
         assert (tmp_path / 'base.py').read_text() == before
+
+    @pytest.mark.parametrize('keep_bn', [False, True])
+    def test_fake_quantization(self, keep_bn, narrow_config, tmp_path):
+        cfg = narrow_config()
+        cfg.model.update(architecture=cfg.model.type, type='QATForm')
+        message = 'QATForm.* is not converted: .* tools/quantize.py'
+        self.refused(message, cfg, tmp_path / 'a.pth', tmp_path / 'b.pth', keep_bn=keep_bn)
 
     def test_folded_norms_cannot_be_kept(self, narrow_config, training_checkpoint, tmp_path):
         convert(narrow_config(), training_checkpoint, tmp_path / 'a.pth', probe_size=SIZE)

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from ...checkpoints import load_model
+from ...checkpoints.conversion import refuse_qat_form
 from ...convs import Agreement, switch_to_deploy
 from ...convs.convert.squeezing import TOLERANCE
 from ...errors import UserError
@@ -101,15 +102,16 @@ def export(
         Export: What was done.
 
     Raises:
-        UserError: If ``out`` has another ending, is an input or exists already; if the checkpoint
-            does not fit the config; if the model cannot be exported or float16 cannot hold it; or
-            if the outputs differ by more than
+        UserError: If the config builds ``QATForm``; if ``out`` has another ending, is an input or
+            exists already; if the checkpoint does not fit the config; if the model cannot be
+            exported or float16 cannot hold it; or if the outputs differ by more than
             :data:`mmorepa.convs.convert.squeezing.TOLERANCE`, in float16 by more than
             :data:`mmorepa.deploy.export.float16.TOLERANCE`. Nothing is written then.
         ImportError: If the format needs a package that is not installed.
     """
     if format not in FORMATS:
         raise UserError(f'no format {format!r}: choose {", ".join(map(repr, FORMATS))}')
+    refuse_qat_form(cfg, 'exported')
     out = check_out(
         out,
         [checkpoint, cfg.filename],

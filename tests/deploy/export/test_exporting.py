@@ -224,6 +224,12 @@ class TestRefusals:
         cfg = small_config('classifier')
         self.refused(message, tmp_path, cfg, tmp_path / 'a.pth', tmp_path / 'a.onnx')
 
+    def test_fake_quantization(self, small_config, tmp_path):
+        cfg = small_config('classifier')
+        cfg.model.update(architecture=cfg.model.type, type='QATForm')
+        message = 'QATForm.* is not exported: .* tools/quantize.py'
+        self.refused(message, tmp_path, cfg, tmp_path / 'a.pth', tmp_path / 'a.onnx')
+
     def test_an_opset_that_there_is_not(self, checkpoint, tmp_path, capfd):
         message = 'torch.onnx cannot export this model: .*99'
         self.refused(message, tmp_path, *checkpoint(), tmp_path / 'a.onnx', opset=99)
