@@ -102,7 +102,7 @@ def write_int8(cfg, args: argparse.Namespace, settings) -> None:
         print(f'ranges of activations: found on {done.calibration} images, {settings.method}')
     before, after = done.bytes
     print(f'weights in float: {before / 2**20:.1f} MiB, file in int8: {after / 2**20:.1f} MiB')
-    print(f'wrote {done.out} and {done.out.with_suffix(".json")}')
+    print(f'wrote {done.out} and {done.out}.json')
     if done.metrics:
         print(f'on the test set: {done.metrics[0]} in float, {done.metrics[1]} in int8')
 

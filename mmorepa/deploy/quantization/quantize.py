@@ -63,28 +63,30 @@ def quantize(
             ``'torch'`` the ranges are those that training found.
         checkpoint (str | os.PathLike): The checkpoint, in training, plain or deploy form.
         out (str | os.PathLike): The file to write. Its ending is that of the backend, ``.onnx`` or
-            ``.pt``; :func:`mmorepa.deploy.quantization.open_int8` reads it. The JSON file has the
-            same name with ``.json``.
+            ``.pt``; :func:`mmorepa.deploy.quantization.open_int8` reads it. The JSON file has this
+            name and ``.json`` behind it.
         settings (Settings, optional): How to quantize. By default with ONNX Runtime, static, per
             channel.
         calibration (int): The number of images of the training set on which ranges are found.
             Defaults to 256.
         evaluate (bool): Whether to evaluate the float and the int8 form on the test set. Defaults
             to False.
-        force (bool): Whether to replace an existing file. Defaults to False.
+        force (bool): Whether to replace existing files. Defaults to False.
 
     Returns:
         Quantized: What was done.
 
     Raises:
-        UserError: If ``out`` has another ending, is an input or exists already; if the checkpoint
-            does not fit, is in int8 already or has weights that are not finite; or if the config
-            lacks the data.
+        UserError: If ``out`` has another ending; if one of both files is an input or exists
+            already; if the checkpoint does not fit, is in int8 already or has weights that are not
+            finite; or if the config lacks the data.
         ImportError: If onnx or onnxruntime is wanted and not installed.
     """
     settings = settings or Settings()
     what = f'what backend {settings.backend} writes'
-    out = check_out(out, [checkpoint, cfg.filename], force, settings.suffix, what, done='quantized')
+    inputs = [checkpoint, cfg.filename]
+    out = check_out(out, inputs, force, settings.suffix, what, done='quantized')
+    record = check_out(f'{out}.json', inputs, force, done='quantized')
     # Before minutes of calibration.
     tests = TestSet(cfg) if evaluate else None
     model = load_float(cfg, checkpoint)
@@ -109,7 +111,7 @@ def quantize(
         bytes=(count_bytes(model), out.stat().st_size),
         metrics=evaluate_both(model, out, tests) if tests else None,
     )
-    write_json(dict(asdict(done), out=out.name), out.with_suffix('.json'))
+    write_json(dict(asdict(done), out=out.name), record)
     return done
 
 

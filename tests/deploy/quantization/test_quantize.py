@@ -45,7 +45,7 @@ def test_int8_loses_little_on_the_digits(config, checkpoint, tmp_path, name, set
     assert before > LEARNED
     assert abs(before - after) <= MOST_LOST
     assert done.bytes[1] == (tmp_path / name).stat().st_size
-    content = json.loads((tmp_path / name).with_suffix('.json').read_text())
+    content = json.loads((tmp_path / f'{name}.json').read_text())
     assert content['metrics'][1]['accuracy/top1'] == after
     assert content['calibration'] == (64 if settings.mode == 'static' else 0)
     assert content['settings']['backend'] == settings.backend
@@ -87,11 +87,11 @@ def test_command(dumped, checkpoint, run_forked, tmp_path):
     text = run_forked(tmp_path, *tool, 'int8.onnx', '--calibration', 32, '--report', 'report')
     assert 'ranges of activations: found on 32 images, minmax' in text
     assert re.search(r'weights in float: \d\.\d MiB, file in int8: \d\.\d MiB', text)
-    assert 'wrote int8.onnx and int8.json' in text
+    assert 'wrote int8.onnx and int8.onnx.json' in text
     assert '│ layer4.1.conv2 ' in text
     assert re.search(r'all layers +│[ │]+\d\d\.\d', text)
     assert 'wrote report/layers.json, report/layers.png, report/ranges.png' in text
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['int8.json', 'int8.onnx', 'report']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['int8.onnx', 'int8.onnx.json', 'report']
 
 
 def test_nothing_is_written_where_something_is_missing(config, checkpoint, tmp_path):
@@ -115,11 +115,13 @@ def test_nothing_is_written_where_something_is_missing(config, checkpoint, tmp_p
     [
         ('onnxruntime', 'model.pt', 'wanted the ending .onnx'),
         ('torch', 'model.onnx', 'wanted the ending .pt'),
-        ('torch', 'here.pt', 'exists already'),
+        ('torch', 'here.pt', 'here.pt exists already'),
+        ('torch', 'record.pt', r'record\.pt\.json exists already'),
     ],
 )
 def test_names_of_files(config, tmp_path, backend, name, message):
     (tmp_path / 'here.pt').touch()
+    (tmp_path / 'record.pt.json').touch()
     with pytest.raises(UserError, match=message):
         quantize(config(), tmp_path / 'a.pth', tmp_path / name, Settings(backend))
     # The next thing that is wrong.
