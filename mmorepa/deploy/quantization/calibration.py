@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...engine.data import build_loader, image_batches
 from ...errors import UserError
+from ..export.probes import random_images, test_images
 
 
 def calibration_images(cfg: Config, model: nn.Module, count: int) -> list[Tensor]:
@@ -35,6 +36,18 @@ def calibration_images(cfg: Config, model: nn.Module, count: int) -> list[Tensor
     loader = build_loader(cfg, 'train_dataloader', calibration_loader(cfg))
     with torch.no_grad():
         return list(image_batches(loader, model, count))
+
+
+def sample_image(cfg: Config, model: nn.Module) -> Tensor:
+    """An image that gives an export its size: the test set's first one.
+
+    Where the test set is not there, it is a random one of 224 x 224 pixels. The arguments are those
+    of :func:`calibration_images`.
+    """
+    try:
+        return test_images(cfg, model, 1)[0]
+    except UserError:
+        return random_images((224, 224), dynamic=False)[0]
 
 
 def calibration_loader(cfg: Config) -> ConfigDict:

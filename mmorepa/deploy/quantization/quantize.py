@@ -14,7 +14,7 @@ from ...checkpoints.conversion import count_bytes
 from ...engine.data import seed_of
 from ...errors import UserError
 from ...writing import check_out, write_json
-from .calibration import calibration_images
+from .calibration import calibration_images, sample_image
 from .evaluation import TestSet
 from .executor import open_int8, replaced_network
 from .onnxruntime_backend import quantize_onnx
@@ -68,7 +68,7 @@ def quantize(
         settings (Settings, optional): How to quantize. By default with ONNX Runtime, static, per
             channel.
         calibration (int): The number of images of the training set on which ranges are found.
-            Defaults to 256.
+            Defaults to 256. None are read if nothing is calibrated.
         evaluate (bool): Whether to evaluate the float and the int8 form on the test set. Defaults
             to False.
         force (bool): Whether to replace existing files. Defaults to False.
@@ -91,9 +91,11 @@ def quantize(
     tests = TestSet(cfg) if evaluate else None
     model = load_float(cfg, checkpoint)
     trained = settings.backend == 'torch' and is_qat(cfg)
-    # One image gives the export its size.
-    wanted = 1 if trained or settings.mode == 'dynamic' else calibration
-    batches = calibration_images(cfg, model, wanted)
+    calibrates = settings.mode == 'static' and not trained
+    if calibrates:
+        batches = calibration_images(cfg, model, calibration)
+    else:
+        batches = [sample_image(cfg, model)]
     if settings.backend == 'onnxruntime':
         quantize_onnx(model, out, settings, batches[0], batches)
     elif trained:
@@ -106,7 +108,7 @@ def quantize(
         out=out,
         settings=settings,
         trained=trained,
-        calibration=0 if wanted < calibration else sum(map(len, batches)),
+        calibration=sum(map(len, batches)) if calibrates else 0,
         seed=seed_of(cfg),
         bytes=(count_bytes(model), out.stat().st_size),
         metrics=evaluate_both(model, out, tests) if tests else None,

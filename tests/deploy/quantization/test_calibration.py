@@ -9,6 +9,7 @@ from mmorepa.deploy.quantization.calibration import (
     calibration_images,
     calibration_loader,
     innermost,
+    sample_image,
 )
 from mmorepa.errors import UserError
 
@@ -44,6 +45,15 @@ def test_seed_draws_them(config):
 def test_there_may_be_fewer(config):
     cfg = config(**{'train_dataloader.dataset.indices': 20})
     assert sum(map(len, calibration_images(cfg, build_model(cfg), 1000))) == 20
+
+
+@pytest.mark.parametrize('there, side', [(True, 32), (False, 224)])
+def test_a_sample_wants_no_training_images(config, there, side):
+    cfg = config()
+    cfg.train_dataloader = None
+    if not there:
+        cfg.test_dataloader.dataset.data_root = 'nowhere'
+    assert sample_image(cfg, build_model(cfg)).shape == (1, 3, side, side)
 
 
 def test_datasets_inside_of_others():

@@ -12,7 +12,7 @@ import mmorepa.seg  # noqa: F401
 from downstream import SIZE, narrow, on_digits
 from mmorepa.checkpoints.models import build_model
 from mmorepa.datasets.digits import write_digits
-from mmorepa.deploy.quantization import Settings, quantize
+from mmorepa.deploy.quantization import Settings, open_int8, quantize
 from mmorepa.errors import UserError
 from support import ROOT
 
@@ -49,6 +49,17 @@ def test_int8_loses_little_on_the_digits(config, checkpoint, tmp_path, name, set
     assert content['metrics'][1]['accuracy/top1'] == after
     assert content['calibration'] == (64 if settings.mode == 'static' else 0)
     assert content['settings']['backend'] == settings.backend
+
+
+def test_dynamic_reads_no_data(config, checkpoint, tmp_path):
+    cfg = config(**{'test_dataloader.dataset.data_root': 'nowhere'})
+    cfg.train_dataloader = None
+    done = quantize(cfg, checkpoint, tmp_path / 'int8.onnx', Settings(mode='dynamic'), 1)
+    assert done.calibration == 0
+    with torch.no_grad():
+        image = torch.rand(2, 3, 32, 32)
+        (found,) = open_int8(done.out)(image)
+    assert found.shape == (2, 10)
 
 
 @pytest.fixture(scope='module')
