@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
 
+import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.markup import escape
@@ -155,7 +156,9 @@ def run_all(
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     records = [read_record(job) for job in jobs]
     missing = [job for job, record in zip(jobs, records) if record is None]
-    CONTEXT.set_forkserver_preload([measured_run.__name__, *imports_of(missing)])
+    # MMEngine asks for a GPU where it is imported, and no process forked after that can use one.
+    preload = [measured_run.__name__, *imports_of(missing)]
+    CONTEXT.set_forkserver_preload([] if torch.cuda.is_available() else preload)
     found, failures, done = [], [], 0
     with Progress(
         TextColumn('{task.description}'),

@@ -350,6 +350,14 @@ class TestRunAll:
             compare.run_all(finished, Console(quiet=True), kept.append, 'mAP')
         assert [record['seed'] for record in kept] == [0]
 
+    @pytest.mark.parametrize('gpu', [False, True])
+    def test_nothing_asks_for_a_gpu_before_a_run_is_forked(self, monkeypatch, gpu):
+        preloads = []
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+        monkeypatch.setattr(compare.CONTEXT, 'set_forkserver_preload', preloads.append)
+        compare.run_all([], Console(quiet=True))
+        assert preloads == [[] if gpu else [measured_run.__name__]]
+
     def test_an_interrupt_ends_the_run(self, job, tmp_path):
         (tmp_path / 'none.py').write_text('import time\ntime.sleep(600)\n')
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
