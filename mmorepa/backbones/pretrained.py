@@ -32,7 +32,9 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: str | None = N
 
     The checkpoint may be one of the same network with blocks, or of the plain network, under the
     names of torchvision, timm or OpenMMLab. If it is plain, the blocks imitate its convolutions and
-    the function is kept. Tensors of other parts of the model, such as a head, are ignored.
+    the function is kept. Tensors of other parts of the model, such as a head, are ignored. What a
+    config adds to the network, offsets of deformable convolutions and plugins, keeps its values if
+    the checkpoint is without it.
 
     Args:
         backbone (nn.Module): The backbone to load into.
@@ -86,6 +88,9 @@ def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str
     """
     found = named_for(backbone, state_dict, source)
     own = {key: value for key, value in found.items() if key.split('.')[0] in backbone._modules}
+    absent = _absent_additions(backbone, own)
+    added = {k: v for k, v in backbone.state_dict().items() if k.startswith(absent)}
+    own |= added
     needed = wanted(backbone, own)
     own = with_counters(needed, own)
     difference = misfit(needed, own)
@@ -98,11 +103,26 @@ def load_into(backbone: nn.Module, state_dict: Mapping[str, Tensor], source: str
     reference = plain_reference(backbone, own) if plain else None
     backbone.load_state_dict(own)
     refuse_non_finite(backbone, source)
-    said = f'loaded all {len(own)} tensors of {source}'
+    said = f'loaded all {len(own) - len(added)} tensors of {source}'
     if plain:
         said += f', a plain network: {imitation(reference, backbone, len(plain), source)}'
+    if added:
+        said += (
+            f'; {len(added)} that the config adds keep their values, such as {next(iter(added))}'
+        )
     left = [key for key in found if key not in own]
     return f'{said}; left {len(left)} of other parts, such as {left[0]}' if left else said
+
+
+def _absent_additions(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The prefixes of deformable offsets and plugins of which a state dict has nothing."""
+    prefixes = []
+    for name, module in backbone.named_modules():
+        # Blocks of the libraries list their plugins, such as in after_conv1_plugin_names.
+        plugins = [v for key, v in vars(module).items() if key.endswith('_plugin_names')]
+        names = sum(plugins, ['conv_offset'])
+        prefixes += [f'{name}.{part}.' for part in names if part in module._modules]
+    return tuple(p for p in prefixes if not any(key.startswith(p) for key in state_dict))
 
 
 def imitation(before: nn.Module, after: nn.Module, blocks: int, source: str) -> str:

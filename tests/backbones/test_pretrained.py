@@ -9,6 +9,7 @@ import mmorepa.det
 import mmorepa.pretrain
 import mmorepa.seg  # noqa: F401
 from mmorepa import squeeze, switch_to_deploy
+from mmorepa.backbones.pretrained import load_pretrained
 from mmorepa.errors import UserError
 from support import make_trained_like
 
@@ -66,6 +67,43 @@ def test_what_does_not_fit_is_an_error(change, prefix, kwargs, message, pretrain
     with pytest.raises(UserError, match=message) as info:
         build('mmdet', path, **kwargs).init_weights()
     assert '\n' not in str(info.value)
+
+
+ADDED = {
+    'dcn': dict(
+        dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+        stage_with_dcn=(False, False, False, True),
+    ),
+    'plugin': dict(
+        plugins=[
+            dict(
+                cfg=dict(type='mmdet.ContextBlock', ratio=0.25),
+                stages=(False, False, False, True),
+                position='after_conv3',
+            )
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize('reparam', [dict(type='OREPA', where='layer'), None])
+@pytest.mark.parametrize('kind', ADDED)
+def test_what_a_config_adds_keeps_its_values(kind, reparam, tmp_path):
+    """A plain checkpoint cannot have it. A part of it is an error."""
+    plain = make_trained_like(build('mmdet', depth=50, reparam=None))
+    path = save(tmp_path / 'a.pth', plain.state_dict())
+    backbone = build('mmdet', depth=50, reparam=reparam, **ADDED[kind])
+    before = backbone.state_dict()
+    extra = [key for key in before if 'conv_offset' in key or 'context_block' in key]
+    before = {key: before[key].clone() for key in extra}
+    said = load_pretrained(backbone, str(path))
+    assert f'; {len(extra)} that the config adds keep their values, such as {extra[0]}' in said
+    after = backbone.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in extra)
+    assert torch.equal(after['layer4.2.bn3.weight'], plain.layer4[2].bn3.weight)
+    path = save(tmp_path / 'b.pth', plain.state_dict() | {extra[0]: before[extra[0]]})
+    with pytest.raises(UserError, match=f'keys missing, first {extra[1]};'):
+        load_pretrained(backbone, str(path))
 
 
 def test_the_plain_form_goes_into_the_plain_network(pretrained, tmp_path):
