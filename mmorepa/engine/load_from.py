@@ -27,7 +27,8 @@ class LoadFromHook(Hook):
     MMEngine by itself loads what fits, warns about the rest in the log, and trains. With this hook
     that is an error. If the checkpoint is that of the plain model, the blocks imitate its
     convolutions, and a line in the log says how many do and how far the outputs of the backbone
-    are from the plain one's::
+    are from the plain one's. A model that renames or resizes what it loads, such as a transformer
+    whose images have another size, does so here too::
 
         default_hooks = dict(load_from=dict(type='mmorepa.LoadFromHook'))
 
@@ -76,6 +77,12 @@ class LoadFromHook(Hook):
             if key in needed and value.shape == needed[key].shape
         }
         difference = misfit(needed, with_counters(needed, found))
+        refused = _refused(model, found) if difference and not is_sharded else None
+        if refused == '':
+            difference, fitting = '', found
+        elif refused:
+            resized = [key for key in found if key in needed and key not in fitting]
+            fitting |= {k: found[k] for k in resized if f'size mismatch for {k}:' not in refused}
         if difference:
             fitting = _whole_blocks(model, fitting, needed)
         if difference and not (self.partial and fitting):
@@ -85,6 +92,8 @@ class LoadFromHook(Hook):
                 "fits, set default_hooks.load_from=dict(type='mmorepa.LoadFromHook', partial=True)"
             )
         said = f'loaded {len(fitting)} of the {len(needed)} tensors of the model from {source}'
+        if refused == '':
+            said = f'loaded all {len(found)} tensors of {source}, which the model itself adapts'
         if plain := imitating(model, fitting):
             if is_sharded or not hasattr(model, 'backbone'):
                 said += f', a plain network: {len(plain)} blocks imitate its convolutions'
@@ -95,6 +104,21 @@ class LoadFromHook(Hook):
                 said += f', a plain network: {imitation(*backbones, len(plain), str(source))}'
         runner.logger.info(said)
         checkpoint['state_dict'] = fitting
+
+
+def _refused(model: nn.Module, state_dict: Mapping) -> str | None:
+    """What a model refuses of a state dict after its own renaming and resizing; None if unknown."""
+    integers, own = (
+        sum(not value.is_floating_point() for value in values.values())
+        for values in (state_dict, model.state_dict())
+    )
+    if integers > own:  # quantized weights, which torch would convert without their scale
+        return None
+    try:
+        copy.deepcopy(model).load_state_dict(state_dict)
+    except Exception as error:  # the model's own code may raise anything
+        return str(error) if 'in loading state_dict for' in str(error) else None
+    return ''
 
 
 def _whole_blocks(model: nn.Module, fitting: Mapping, needed: Mapping) -> dict:

@@ -4,8 +4,11 @@ import re
 
 import pytest
 import torch
+from mmdet.models import SemiBaseDetector
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS
+from torch import nn
 
 from engine.small_training import BACKBONE, make_runner
 from mmorepa import squeeze, switch_to_deploy
@@ -105,6 +108,52 @@ def test_a_part_where_it_is_asked_for(tmp_path):
         torch.testing.assert_close(
             runner.model.backbone(image)[0], other.backbone(image)[0], rtol=1e-4, atol=1e-4
         )
+
+
+def transformer(size, classes=3):
+    torch.manual_seed(size)
+    arch = dict(embed_dims=8, num_layers=1, num_heads=1, feedforward_channels=8)
+    return dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(type='mmpretrain.VisionTransformer', arch=arch, img_size=size, patch_size=8),
+        head=dict(type='mmpretrain.VisionTransformerClsHead', num_classes=classes, in_channels=8),
+    )
+
+
+@pytest.mark.parametrize('classes, partial', [(3, False), (3, True), (5, True)])
+def test_a_model_that_resizes_its_weights(classes, partial, tmp_path):
+    """Position embeddings of other images, among what fits and where all does."""
+    other = MODELS.build(transformer(48, classes))
+    nn.init.ones_(other.backbone.pos_embed)
+    runner = started(tmp_path, other.state_dict(), partial, model=transformer(32))
+    found = runner.model.backbone.pos_embed
+    torch.testing.assert_close(found, torch.ones(1, 17, 8))
+
+
+@pytest.mark.parametrize('change', ['a tensor less', 'other classes', 'int8'])
+def test_a_model_that_resizes_its_weights_still_wants_all(change, tmp_path):
+    state_dict = MODELS.build(transformer(48, 5 if change == 'other classes' else 3)).state_dict()
+    if change == 'a tensor less':
+        del state_dict['head.layers.head.bias']
+    if change == 'int8':
+        state_dict['head.layers.head.bias'] = torch.ones(3, dtype=torch.int8)
+    with pytest.raises(UserError, match='does not fit the model: '):
+        started(tmp_path, state_dict, model=transformer(32))
+
+
+@pytest.mark.parametrize('reparam', ['OREPA', None])
+def test_a_model_that_renames_its_weights(reparam, tmp_path):
+    """Student and teacher both start from a plain detector."""
+
+    class Pair(SemiBaseDetector):
+        def __init__(self):
+            BaseModel.__init__(self)
+            self.student, self.teacher = classifier(reparam), classifier(reparam)
+
+    plain = classifier(None)
+    runner = started(tmp_path, plain.state_dict(), model=Pair())
+    for model in (runner.model.student, runner.model.teacher):
+        torch.testing.assert_close(outputs(model), outputs(plain), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('reparam', ['OREPA', None])
