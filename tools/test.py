@@ -4,6 +4,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import cli
 
@@ -19,15 +20,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def is_metric(value: Any) -> bool:
+    """Whether JSON has it where a metric is: a number, null, or a list of them."""
+    if isinstance(value, list):
+        return all(map(is_metric, value))
+    return value is None or isinstance(value, float)
+
+
 def holds_metrics(path: Path) -> bool:
     """Whether a file is what an earlier test has written."""
     try:
         metrics = json.loads(path.read_text(encoding='utf-8'))
     except ValueError:
         return False
-    return isinstance(metrics, dict) and all(
-        value is None or isinstance(value, float) for value in metrics.values()
-    )
+    return isinstance(metrics, dict) and all(map(is_metric, metrics.values()))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import os
 import traceback
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
@@ -223,7 +224,7 @@ def train(
             return runner.train()
 
 
-def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
+def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float | list]:
     """Evaluate a checkpoint in training, plain or deploy form; the form is detected.
 
     Args:
@@ -232,7 +233,7 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
         checkpoint (str | os.PathLike): The file.
 
     Returns:
-        dict[str, float]: The evaluator's metrics.
+        dict[str, float | list]: The evaluator's metrics, from :func:`as_numbers`.
 
     Raises:
         UserError: If the checkpoint cannot be read or does not fit, the work dir cannot be written
@@ -246,9 +247,16 @@ def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float]:
         runner = build_runner(cfg)
         form = load_any_form(unwrap(runner.model), state_dict, str(checkpoint))
         print_log(f'{checkpoint} is in {form} form', logger='current')
-        # mmseg's metrics are NumPy numbers.
         with naming_broken_images(), refuse_non_finite_outputs(unwrap(runner.model)):
-            return {name: float(value) for name, value in runner.test().items()}
+            return as_numbers(runner.test())
+
+
+def as_numbers(metrics: dict) -> dict[str, float | list]:
+    """An evaluator's metrics as numbers of Python, or lists of them, such as one for each class."""
+    return {
+        name: torch.as_tensor(value, dtype=torch.float64).tolist()
+        for name, value in metrics.items()
+    }
 
 
 def build_runner(cfg: Config) -> Runner:

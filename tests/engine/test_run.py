@@ -1,13 +1,17 @@
 """Reading a config: what is wrong with it is said on one line."""
 
+import runpy
 import sys
 
 import pytest
+from mmengine.runner import Runner
+from mmpretrain.evaluation import ConfusionMatrix, SingleLabelMetric
 
 from mmorepa.checkpoints import build_model
 from mmorepa.engine.run import RANKS, load_config, train
+from mmorepa.engine.run import test as evaluate
 from mmorepa.errors import UserError
-from mmorepa.writing import alone_in
+from mmorepa.writing import alone_in, write_json
 from support import CONFIG, ROOT
 
 
@@ -117,3 +121,17 @@ def test_data_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match='does not build: FileNotFoundError: .*/nowhere') as info:
         train(load_config(CONFIG, tmp_path, options))
     assert '\n' not in str(info.value)
+
+
+def test_metrics_of_several_numbers(narrow_config, training_checkpoint, tmp_path, monkeypatch):
+    """Numbers of each class, a matrix; the file is one of metrics that may be written again."""
+    scores, labels = [[0.9, 0.1], [0.8, 0.2]], [0, 1]
+    recall = SingleLabelMetric.calculate(scores, labels, [0.0], average=None)[0][1]
+    found = dict(recall=recall.tolist(), matrix=ConfusionMatrix.calculate(scores, labels, 2))
+    monkeypatch.setattr(Runner, 'test', lambda runner: {'top1': labels[1], **found})
+    metrics = evaluate(narrow_config(tmp_path), training_checkpoint)
+    assert metrics == dict(top1=1.0, recall=[100.0, 0.0], matrix=[[1.0, 0.0], [1.0, 0.0]])
+    write_json(metrics, tmp_path / 'metrics.json')
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    tool = runpy.run_path(str(ROOT / 'tools' / 'test.py'))
+    assert tool['holds_metrics'](tmp_path / 'metrics.json')

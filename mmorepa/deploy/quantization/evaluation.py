@@ -11,6 +11,7 @@ from torch import nn
 
 from ...engine.data import build_loader
 from ...engine.quiet import quiet_mmengine
+from ...engine.run import as_numbers
 from ...errors import UserError
 
 #: What the libraries' configs are compared by.
@@ -37,7 +38,7 @@ class TestSet:
         self.evaluator.dataset_meta = getattr(self.loader.dataset, 'metainfo', None)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: nn.Module) -> dict[str, float | list]:
         """The metrics of a model, by its ``test_step``, in eval mode."""
         model.eval()
         # Without the tables that evaluators log.
@@ -46,9 +47,10 @@ class TestSet:
                 outputs = model.test_step(data)
                 self.evaluator.process(data_samples=outputs, data_batch=data)
             metrics = self.evaluator.evaluate(len(self.loader.dataset))
-        return {name: float(value) for name, value in metrics.items()}
+        return as_numbers(metrics)
 
 
-def main_metric(metrics: dict[str, float]) -> str:
-    """The name of the metric to compare by: one of :data:`MAIN`, else the first."""
-    return next((name for name in MAIN if name in metrics), next(iter(metrics)))
+def main_metric(metrics: dict[str, float | list]) -> str | None:
+    """The name of the metric to compare by: one of :data:`MAIN`, else the first single number."""
+    numbers = [name for name, value in metrics.items() if not isinstance(value, list)]
+    return next((name for name in (*MAIN, *numbers) if name in numbers), None)

@@ -52,7 +52,7 @@ class QuantizationReport(Report):
 
     @property
     def metric(self) -> str | None:
-        """The metric to compare by; None if nothing was evaluated."""
+        """The metric to compare by; None if there is none."""
         return main_metric(self.found.float_metrics) if self.found.float_metrics else None
 
     def lost(self, metrics: dict[str, float]) -> float:

@@ -139,9 +139,11 @@ def run(job: Job, report=lambda done: None) -> dict:
     if checkpoint is None:
         raise UserError(f'{job.config} saves no checkpoint: wanted default_hooks.checkpoint')
     metrics = test(cfg, checkpoint)
-    if not metrics:
+    if not any(isinstance(value, float) for value in metrics.values()):
         # mmdet's do that where nothing was detected.
-        raise UserError(f'{job.config}: testing gave no metric at all; train it for longer')
+        raise UserError(
+            f'{job.config}: testing gave no metric that is a number; train it for longer'
+        )
     converted = convert(cfg, checkpoint, folder / 'deploy.pth', force=True)
     deploy_metrics = test(cfg, converted.out)
 

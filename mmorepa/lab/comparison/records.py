@@ -43,17 +43,18 @@ def metric_of(records: Sequence[dict], metric: str | None = None) -> str:
 
     Args:
         records (Sequence[dict]): Of finished runs; at least one.
-        metric (str, optional): Its name. By default the first that the first run has.
+        metric (str, optional): Its name. By default the first single number of the first run.
 
     Raises:
-        UserError: If a run does not have it.
+        UserError: If a run does not have it, or several numbers under it.
     """
-    metric = metric or next(iter(records[0]['metrics']))
     for record in records:
-        if metric not in record['metrics']:
+        numbers = [k for k, value in record['metrics'].items() if not isinstance(value, list)]
+        metric = metric or next(iter(numbers), None)
+        if metric not in numbers:
             raise UserError(
                 f'{record["config"]} has no metric {metric!r}: choose a --metric from '
-                f'{", ".join(record["metrics"])}'
+                f'{", ".join(numbers)}'
             )
     return metric
 

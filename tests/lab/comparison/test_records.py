@@ -6,7 +6,7 @@ import pytest
 
 from mmorepa.errors import UserError
 from mmorepa.lab.comparison.measured_run import Job
-from mmorepa.lab.comparison.records import pack, read_record, unpack
+from mmorepa.lab.comparison.records import metric_of, pack, read_record, unpack
 
 
 def record(config, seed, value=1.0, settings='abc'):
@@ -61,3 +61,10 @@ def test_what_is_no_file_of_records_is_kept(tmp_path, job, content):
         with pytest.raises(UserError, match='holds no records of runs: name another file'):
             use()
     assert path.read_text() == content
+
+
+def test_a_run_is_compared_by_a_single_number():
+    one = dict(config='x', metrics=dict(recall=[1.0, 2.0], top1=1.0))
+    assert metric_of([one]) == 'top1'
+    with pytest.raises(UserError, match="x has no metric 'recall': choose a --metric from top1"):
+        metric_of([one], 'recall')
