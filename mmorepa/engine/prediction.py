@@ -66,7 +66,7 @@ class Predictor:
                 if not step['type'].rpartition('.')[2].startswith('Load')
             ]
         )
-        self.meta = _meta_of(loaded.checkpoint, loader.dataset)
+        self.meta = _meta_of(loaded.checkpoint, loader.dataset, self.scope)
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> BaseDataElement:
@@ -110,10 +110,11 @@ class Predictor:
         return cv2.imencode('.png', mmcv.rgb2bgr(visualizer.get_image()))[1].tobytes()
 
 
-def _meta_of(checkpoint, dataset: dict) -> dict:
+def _meta_of(checkpoint, dataset: dict, scope: str) -> dict:
     """Names and colours of the classes: what training noted, or what the data set says."""
     meta = dict(checkpoint.get('meta', {}).get('dataset_meta') or {})
-    kind = DATASETS.get(dataset['type'])
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        kind = registry.get(dataset['type'])
     return {**getattr(kind, 'METAINFO', {}), **dataset.get('metainfo', {}), **meta}
 
 

@@ -74,6 +74,22 @@ def test_predictions_are_the_librarys_own(image, tmp_path):
     assert predictor.meta.get('classes') is None or len(predictor.meta['classes']) == 10
 
 
+@pytest.mark.parametrize(
+    'library, kind, first',
+    [
+        ('mmpretrain', 'CIFAR10', 'airplane'),
+        ('mmdet', 'VOCDataset', 'aeroplane'),
+        ('mmseg', 'CityscapesDataset', 'road'),
+    ],
+)
+def test_the_data_set_names_the_classes(library, kind, first, tmp_path):
+    """A checkpoint that training did not write says nothing of them."""
+    cfg = config(library)
+    cfg.test_dataloader.dataset.pop('metainfo', None)
+    cfg.test_dataloader.dataset.type = kind
+    assert Predictor(cfg, saved(cfg, tmp_path)).meta['classes'][0] == first
+
+
 def refused(tmp_path, image, case):
     (tmp_path / 'empty.png').touch()
     (tmp_path / 'text.png').write_text('no image')
