@@ -1,4 +1,4 @@
-"""Comparing two forms of a two-stage detector part by part."""
+"""Comparing two forms of a detector or segmentor part by part."""
 
 import copy
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.hub import get_config
 
-import mmorepa.det  # noqa: F401
+import mmorepa.det
+import mmorepa.seg  # noqa: F401
 from mmorepa import switch_to_deploy
 from mmorepa.checkpoints.comparing import compare_forms, probe_image
 from mmorepa.checkpoints.models import build_model
@@ -46,3 +48,41 @@ def test_a_difference_in_any_part_is_found(detector, name):
     with torch.no_grad():
         deployed.get_parameter(name).mul_(1.1).add_(0.1)
     assert not compare_forms(detector, deployed, probe_image(64)).within()
+
+
+def stock(name):
+    """A model of the libraries' own config, with a narrow backbone of blocks."""
+    cfg = get_config(name)
+    widths = [4, 8, 16, 32]
+    cfg.model.backbone.update(
+        type='OREPAResNet', depth=18, base_channels=4, stem_channels=4, init_cfg=None
+    )
+    if 'neck' in cfg.model:
+        cfg.model.neck.in_channels = widths[-len(cfg.model.neck.in_channels) :]
+    else:
+        cfg.model.decode_head.in_channels = widths
+    for part in (cfg.model, cfg.model.get('decode_head', {})):
+        for key in ('encoder', 'decoder', 'transformer_decoder'):
+            if key in part:
+                part[key].num_layers = 1
+    torch.manual_seed(0)
+    return make_trained_like(build_model(cfg))
+
+
+@pytest.mark.parametrize(
+    'name, part',
+    [
+        ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 'bbox_head.fc_cls'),
+        ('mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py', 'bbox_head.conv_cls'),
+        ('mmseg::maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512.py', 'decode_head.cls'),
+    ],
+    ids=['DETR', 'CondInst', 'MaskFormer'],
+)
+def test_a_model_whose_raw_outputs_want_data_samples(name, part):
+    model = stock(name)
+    deployed = switch_to_deploy(model, inplace=False)
+    assert compare_forms(model, deployed, probe_image(64)).within()
+    changed = next(value for key, value in deployed.named_parameters() if key.startswith(part))
+    with torch.no_grad():
+        changed.mul_(1.1).add_(0.1)
+    assert not compare_forms(model, deployed, probe_image(64)).within()
