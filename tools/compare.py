@@ -129,8 +129,8 @@ def main() -> int:
     if (args.out / 'table.md').exists() and not (args.out / 'table.json').exists():
         raise UserError(f'{args.out}/table.md is not of a comparison: choose another --out')
     names = [study.named(config)[0] for config in args.configs]
-    against = study.named(args.against)[0] if args.against else None
-    if against not in (None, *names):
+    against = study.named(args.against)[0] if args.against else names[0]
+    if against not in names:
         raise UserError(f'no config is called {against}: choose --against from {", ".join(names)}')
 
     if args.labels and not len(set(args.labels)) == len(args.labels) == len(names):
@@ -170,11 +170,12 @@ def main() -> int:
     failures += more
     if not found:
         return 1
+    found.sort(key=lambda record: names.index(record['config']))
     report = summary.summarize(
         [{**record, 'config': labels[record['config']]} for record in found],
         [f'{job.name} seed {job.seed}: {reason}' for job, reason in failures],
         args.metric,
-        labels.get(against),
+        labels[against],
         [replace(choice, config=labels[choice.config]) for choice in choices],
     )
     text = summary.to_markdown(report)

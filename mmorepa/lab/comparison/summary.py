@@ -10,7 +10,6 @@ from operator import itemgetter
 from statistics import mean, quantiles, stdev
 
 from ... import writing
-from ...errors import UserError
 from .. import scaffold
 from ..drawing import COLOURS, grid, new_figure
 from .measured_run import WARM_UP
@@ -124,15 +123,15 @@ def summarize(
         records (Sequence[dict]): See :func:`mmorepa.lab.comparison.measured_run.run`; at least one.
         failures (Sequence[str]): The runs that failed, a line each.
         metric (str, optional): What to compare. By default the first that the first run has.
-        against (str, optional): The config that the others are compared with. By default the
-            first.
+        against (str, optional): The config that the others are compared with; without a finished
+            run of it there are no differences. By default the first.
         choices (Sequence[Choice]): The learning rates, where they were searched for.
 
     Returns:
         Report: Configs in the order in which they come first.
 
     Raises:
-        UserError: If a run does not have the metric, or no run is of the config ``against``.
+        UserError: If a run does not have the metric.
     """
     metric = metric_of(records, metric)
     names = dict.fromkeys(record['config'] for record in records)
@@ -142,18 +141,14 @@ def summarize(
         name: _summary([record for record in records if record['config'] == name], metric)
         for name in names
     }
-    against = against or next(iter(names))
-    if against not in summaries:
-        raise UserError(
-            f'no finished run is of {against}: choose --against from {", ".join(names)}'
-        )
+    base = summaries.get(against or next(iter(names)))
     return Report(
         metric=metric,
         summaries=list(summaries.values()),
         differences=[
-            _difference(summary, summaries[against], metric)
-            for name, summary in summaries.items()
-            if name != against and set(summary.seeds) & set(summaries[against].seeds)
+            _difference(summary, base, metric)
+            for summary in summaries.values()
+            if base not in (None, summary) and set(summary.seeds) & set(base.seeds)
         ],
         choices=list(choices),
         failures=list(failures),

@@ -4,7 +4,9 @@ import io
 import json
 import multiprocessing
 import re
+import runpy
 import signal
+import sys
 from dataclasses import replace
 
 import matplotlib.image
@@ -201,6 +203,26 @@ def test_another_place_goes_on_from_the_records(workplace, table, run_forked):
     ]
     (difference,) = again['differences']
     assert (difference['config'], difference['against']) == ('it again', 'tiny, once')
+
+
+@pytest.mark.parametrize('failed, pairs', [([0], [('again', 'tiny', [1])]), ([0, 1], [])], ids=str)
+def test_the_first_config_is_the_baseline_also_where_it_fails(
+    workplace, tmp_path, monkeypatch, failed, pairs
+):
+    def run_all(jobs, **options):
+        lost = [(job, 'why') for job in jobs if job.name == 'tiny' and job.seed in failed]
+        done = [job for job in jobs if (job, 'why') not in lost]
+        return [record(workplace, job.name, job.seed) for job in done], lost
+
+    monkeypatch.setattr(compare, 'run_all', run_all)
+    monkeypatch.chdir(workplace)
+    words = ['tiny.py', 'again.py', '--seeds', *map(str, SEEDS), '--out', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', ['compare.py', *words])
+    with pytest.raises(SystemExit, match='1'):
+        runpy.run_path(command()[0], run_name='__main__')
+    table = json.loads((tmp_path / 'table.json').read_text())
+    assert [(d['config'], d['against'], d['seeds']) for d in table['differences']] == pairs
+    assert [one['config'] for one in table['summaries']] == ['tiny', 'again'][len(failed) - 1 :]
 
 
 @pytest.mark.parametrize('labels', [['one'], ['one', 'one']])

@@ -101,9 +101,10 @@ class TestSummarize:
         runs = [record('x', 0, 1), record('y', 0, 1, iterations=45, step_seconds=slow)]
         assert reports.summarize(runs).differences[0].time == pytest.approx(3)
 
-    def test_refuses_to_compare_with_what_is_not_there(self, records):
-        with pytest.raises(UserError, match='no finished run is of dbb: .* from plain, orepa'):
-            reports.summarize(records, against='dbb')
+    def test_no_difference_to_what_has_no_finished_run(self, records):
+        report = reports.summarize(records, against='dbb')
+        assert report.differences == []
+        assert [summary.config for summary in report.summaries] == ['plain', 'orepa']
 
     @pytest.mark.parametrize(
         'deploy, agrees', [(90.0, True), (90.05, True), (89.72, False), (0.0, False)]
