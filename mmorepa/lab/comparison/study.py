@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -146,8 +147,8 @@ def run_all(
 
     Returns:
         tuple[list[dict], list[tuple[Job, str]]]: The records of the finished runs, in the order of
-        the jobs, see :func:`mmorepa.lab.comparison.measured_run.run`; and the runs that failed,
-        with the reason.
+        the jobs, see :func:`mmorepa.lab.comparison.measured_run.run`; and the runs that failed or
+        whose metric is not finite, with the reason.
 
     Raises:
         UserError: If a record is there that was made with other settings; then nothing is done.
@@ -173,23 +174,26 @@ def run_all(
         task = bar.add_task('', total=len(missing))
         for number, (job, record) in enumerate(zip(jobs, records), 1):
             title = f'[{number}/{len(jobs)}] {job.name} seed {job.seed}'
-            before = 'done before, ' if record else ''
+            before, failure = 'done before, ' if record else '', ''
             if record is None:
                 bar.update(task, description=escape(title))
                 failure = run_in_process(
                     job, lambda part, done=done: bar.update(task, completed=done + part)
                 )
-                if failure:
-                    failures.append((job, failure))
-                    log = Path(job.folder, LOG)
-                    console.print(f'{title} FAILED: {failure}; its log is {log}', markup=False)
-                else:
-                    record = read_record(job)
+                record = None if failure else read_record(job)
                 done += 1
                 bar.update(task, completed=done)
             if record is not None:
-                found.append(record)
                 on_record(record)
+                name = metric_of([record], metric)
+                if not math.isfinite(value := record['metrics'][name]):
+                    failure = f'{name} is {value}: wanted a finite one, try a lower rate'
+            if failure:
+                failures.append((job, failure))
+                log = Path(job.folder, LOG)
+                console.print(f'{title} FAILED: {failure}; its log is {log}', markup=False)
+            else:
+                found.append(record)
                 console.print(f'{title}: {before}{in_brief(record, metric)}', markup=False)
     return found, failures
 

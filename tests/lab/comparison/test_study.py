@@ -366,6 +366,15 @@ class TestRunAll:
         text = '[1/1] none seed 0: done before, %s, 500 ms a step, 9 s'
         assert console.file.getvalue().strip() == text % shown
 
+    @pytest.mark.parametrize('value', ['NaN', 'Infinity'])
+    def test_a_metric_that_is_no_number_is_a_failed_run(self, finished, tmp_path, value):
+        path = tmp_path / 'result.json'
+        path.write_text(path.read_text().replace('20.0', value))
+        assert compare.run_all(finished[:1], Console(quiet=True), metric='aAcc')[1] == []
+        found, ((job, why),) = compare.run_all(finished[:1], Console(quiet=True), metric='mIoU')
+        assert (found, job) == ([], finished[0])
+        assert why.startswith(f'mIoU is {float(value)}: wanted a finite one')
+
     def test_a_metric_that_is_not_there_ends_it_after_a_run(self, finished):
         kept = []
         with pytest.raises(UserError, match="none has no metric 'mAP': .* from aAcc, mIoU"):
