@@ -67,9 +67,11 @@ def unpack(path: str | os.PathLike, jobs: Sequence[Job]) -> None:
         jobs (Sequence[Job]): The runs. What the file has of others stays where it is.
 
     Raises:
-        UserError: If the file holds something else.
+        UserError: If the file holds something else, or a record of a run with other settings; then
+            nothing is done.
     """
     kept = _read(path)
+    _refuse_other_settings(path, kept, {(job.name, job.seed): job.settings for job in jobs})
     for job in jobs:
         record = kept.get((job.name, job.seed))
         place = Path(job.folder, RESULT)
@@ -82,15 +84,26 @@ def pack(path: str | os.PathLike, records: Iterable[dict]) -> None:
 
     Args:
         path (str | os.PathLike): The file, there or not.
-        records (Iterable[dict]): They replace what is there of the same config and seed.
+        records (Iterable[dict]): They replace what is there of the same config, seed and settings.
 
     Raises:
-        UserError: If the file holds something else.
+        UserError: If the file holds something else, or a record of a run with other settings.
     """
     kept = _read(path)
-    kept |= {(record['config'], record['seed']): record for record in records}
+    new = {(record['config'], record['seed']): record for record in records}
+    _refuse_other_settings(path, kept, {run: record['settings'] for run, record in new.items()})
+    kept |= new
     lines = ',\n'.join(json.dumps(kept[key]) for key in sorted(kept))
     write_text(f'[\n{lines}\n]\n', path)
+
+
+def _refuse_other_settings(path: str | os.PathLike, kept: dict, settings: dict) -> None:
+    for (name, seed), wanted in settings.items():
+        if kept.get((name, seed), {}).get('settings', wanted) != wanted:
+            raise UserError(
+                f'{path} has a record of {name} seed {seed} with other settings (the config, its '
+                'options or --deterministic): name another file with --records, or take it out'
+            )
 
 
 def _read(path: str | os.PathLike) -> dict[tuple[str, int], dict]:

@@ -46,11 +46,15 @@ def test_the_run_of_this_place_comes_first(tmp_path, job):
     assert read_record(job)['metrics'] == dict(top1=2.0)
 
 
-def test_other_settings_are_refused(tmp_path, job):
-    pack(tmp_path / 'kept.json', [record('x', 1, settings='xyz')])
-    unpack(tmp_path / 'kept.json', [job])
-    with pytest.raises(UserError, match='was made with other settings'):
-        read_record(job)
+def test_other_settings_are_refused_and_kept(tmp_path, job):
+    path = tmp_path / 'kept.json'
+    pack(path, [record('x', 1, settings='xyz')])
+    before = path.read_text()
+    for use in (lambda: unpack(path, [job]), lambda: pack(path, [record('x', 1)])):
+        with pytest.raises(UserError, match='kept.json has a record of x seed 1 with other set'):
+            use()
+    assert path.read_text() == before
+    assert read_record(job) is None
 
 
 @pytest.mark.parametrize('content', ['{', '3', '[3]', '{"a": 1}', '[{"config": "x"}]'])
