@@ -158,7 +158,7 @@ def main() -> int:
             args.deterministic,
         )
         found, failures = run_all(jobs)
-        choices = rates.choose(found, args.metric)
+        choices = rates.choose(jobs, found, args.metric)
         # Without a rate of its own a config is not compared.
         if len(choices) < len(set(args.configs)):
             return 1

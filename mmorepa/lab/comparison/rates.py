@@ -22,17 +22,18 @@ class Choice:
 
     Attributes:
         config (str): Its name.
-        values (dict[float, float]): The metric of each rate, the mean over the seeds of the search,
-            lowest rate first.
+        values (dict[float, float | None]): The metric of each rate, the mean over the seeds of the
+            search, lowest rate first; None where a run failed. One at least is a number.
     """
 
     config: str
-    values: dict[float, float]
+    values: dict[float, float | None]
 
     @property
     def rate(self) -> float:
         """The best rate; of several the lowest."""
-        return max(self.values, key=self.values.get)
+        finished = {rate: value for rate, value in self.values.items() if value is not None}
+        return max(finished, key=finished.get)
 
     @property
     def at_end(self) -> str:
@@ -77,15 +78,16 @@ def plan_search(
     return jobs
 
 
-def choose(records: Sequence[dict], metric: str | None = None) -> list[Choice]:
+def choose(jobs: Sequence[Job], records: Sequence[dict], metric: str | None = None) -> list[Choice]:
     """Find the best rate of each config.
 
     Args:
-        records (Sequence[dict]): Of the finished runs of :func:`plan_search`.
+        jobs (Sequence[Job]): From :func:`plan_search`.
+        records (Sequence[dict]): Of those that finished.
         metric (str, optional): The higher the better. By default the first that the first run has.
 
     Returns:
-        list[Choice]: One a config that has a finished run.
+        list[Choice]: One a config that has a rate at which no run failed.
 
     Raises:
         UserError: If a run does not have the metric.
@@ -93,15 +95,16 @@ def choose(records: Sequence[dict], metric: str | None = None) -> list[Choice]:
     if not records:
         return []
     metric = metric_of(records, metric)
-    values = {}
-    for record in records:
-        config, _, rate = record['config'].rpartition('/lr')
-        found = values.setdefault(config, {}).setdefault(float(rate), [])
-        found.append(record['metrics'][metric])
-    choices = []
-    for config, found in values.items():
-        seeds = max(map(len, found.values()))
-        # A rate at which a run failed is no choice.
-        whole = {rate: fmean(runs) for rate, runs in sorted(found.items()) if len(runs) == seeds}
-        choices.append(Choice(config, whole))
-    return choices
+    found = {(record['config'], record['seed']): record['metrics'][metric] for record in records}
+    tried = {}
+    for job in jobs:
+        rates = tried.setdefault(job.name.rpartition('/lr')[0], {})
+        rates.setdefault(job.cfg_options[RATE], []).append(found.get((job.name, job.seed)))
+    # Means over other seeds cannot be compared.
+    choices = [
+        Choice(
+            config, {rate: None if None in runs else fmean(runs) for rate, runs in rates.items()}
+        )
+        for config, rates in tried.items()
+    ]
+    return [choice for choice in choices if any(v is not None for v in choice.values.values())]

@@ -240,13 +240,16 @@ def _differences(differences: Sequence[Difference]) -> list[str]:
 def _choices(choices: Sequence[Choice]) -> list[str]:
     """A row a config, a column a rate; the best in bold."""
     rates = sorted({rate for choice in choices for rate in choice.values})
-    digits = digits_of(value for choice in choices for value in choice.values.values())
+    found = [value for choice in choices for value in choice.values.values()]
+    digits = digits_of(value for value in found if value is not None)
 
     def column(rate: float) -> scaffold.Column:
         def cell(choice: Choice) -> str:
             if rate not in choice.values:
                 return ''
-            text = f'{choice.values[rate]:.{digits}f}'
+            if (value := choice.values[rate]) is None:
+                return 'failed'
+            text = f'{value:.{digits}f}'
             return f'**{text}**' if rate == choice.rate else text
 
         return scaffold.Column(f'rate {rate:g}', cell)

@@ -1,13 +1,27 @@
 """The search for learning rates: what is run, and what is chosen."""
 
+from operator import itemgetter
+
 import pytest
 
 from mmorepa.errors import UserError
+from mmorepa.lab.comparison.measured_run import Job
 from mmorepa.lab.comparison.rates import RATE, Choice, choose, plan_search
 
 
-def record(config, rate, value):
-    return dict(config=f'{config}/lr{rate:g}', metrics=dict(top1=value, top5=-value))
+def search(*runs, seeds=(0,)):
+    """The jobs of a search of two rates and more, and records: config, rate, values by seed."""
+    jobs = [
+        Job('', f'{config}/lr{rate}', seed, '', cfg_options={RATE: rate})
+        for seed in seeds
+        for config, rate, _ in sorted(runs, key=itemgetter(1))
+    ]
+    records = [
+        dict(config=f'{config}/lr{rate}', seed=seed, metrics=dict(top1=value, top5=-value))
+        for config, rate, values in runs
+        for seed, value in values.items()
+    ]
+    return jobs, records
 
 
 def test_every_config_is_tried_with_every_rate(tmp_path):
@@ -33,6 +47,8 @@ def test_every_config_is_tried_with_every_rate(tmp_path):
         ({0.1: 90, 0.2: 92}, 0.2, 'highest'),
         ({0.1: 92, 0.2: 92, 0.4: 91}, 0.1, 'lowest'),
         ({0.1: 92}, 0.1, ''),
+        ({0.1: 90, 0.2: 92, 0.4: None}, 0.2, ''),
+        ({0.1: None, 0.2: 92, 0.4: 91}, 0.2, ''),
     ],
     ids=str,
 )
@@ -42,17 +58,24 @@ def test_the_best_rate(values, rate, at_end):
 
 
 def test_each_config_chooses_for_itself():
-    records = [record(*run) for run in (('a', 0.4, 1), ('b', 0.4, 3), ('a', 0.1, 2), ('b', 0.1, 2))]
-    assert choose(records) == [Choice('a', {0.1: 2, 0.4: 1}), Choice('b', {0.1: 2, 0.4: 3})]
-    assert [choice.rate for choice in choose(records, 'top5')] == [0.4, 0.1]
-    assert [list(choice.values) for choice in choose(records)] == [[0.1, 0.4]] * 2
+    runs = [('a', 0.4, {0: 1}), ('b', 0.4, {0: 3}), ('a', 0.1, {0: 2}), ('b', 0.1, {0: 2})]
+    found = choose(*search(*runs))
+    assert found == [Choice('a', {0.1: 2, 0.4: 1}), Choice('b', {0.1: 2, 0.4: 3})]
+    assert [choice.rate for choice in choose(*search(*runs), 'top5')] == [0.4, 0.1]
+    assert [list(choice.values) for choice in found] == [[0.1, 0.4]] * 2
 
 
 def test_the_mean_of_the_seeds_chooses_and_a_failed_run_rules_out():
-    runs = (('a', 0.1, 1), ('a', 0.1, 6), ('a', 0.2, 4), ('a', 0.2, 4), ('a', 0.4, 9))
-    assert choose([record(*run) for run in runs]) == [Choice('a', {0.1: 3.5, 0.2: 4})]
+    runs = [('a', 0.1, {0: 1, 1: 6}), ('a', 0.2, {0: 4, 1: 4}), ('a', 0.4, {1: 9}), ('a', 0.8, {})]
+    found = choose(*search(*runs, seeds=(0, 1)))
+    assert found == [Choice('a', {0.1: 3.5, 0.2: 4, 0.4: None, 0.8: None})]
+
+
+def test_rates_that_failed_other_seeds_are_not_compared():
+    runs = [('a', 0.1, {0: 1}), ('a', 0.2, {1: 4}), ('b', 0.1, {0: 1, 1: 2}), ('b', 0.2, {0: 9})]
+    assert choose(*search(*runs, seeds=(0, 1))) == [Choice('b', {0.1: 1.5, 0.2: None})]
 
 
 def test_refuses_a_metric_that_is_not_there():
     with pytest.raises(UserError, match="a/lr0.1 has no metric 'mIoU': .* from top1, top5"):
-        choose([record('a', 0.1, 1)], 'mIoU')
+        choose(*search(('a', 0.1, {0: 1})), 'mIoU')

@@ -146,12 +146,12 @@ class TestMarkdown:
         assert '\n- orepa and plain cannot be told apart: +4.00 top1 on the mean of 3' in text
 
     def test_rates(self, records):
-        choices = [Choice('plain', {0.1: 90.0, 0.2: 91.0}), Choice('orepa', {0.1: 93.0})]
+        choices = [Choice('plain', {0.1: 90.0, 0.2: 91.0}), Choice('orepa', {0.1: 93.0, 0.2: None})]
         text = reports.to_markdown(reports.summarize(records, choices=choices))
         assert '| search | rate 0.1 | rate 0.2 |' in text
-        assert '| plain | 90.00 | **91.00** |\n| orepa | **93.00** |  |' in text
+        assert '| plain | 90.00 | **91.00** |\n| orepa | **93.00** | failed |' in text
         assert '\n- The best rate of plain is the highest that was tried:' in text
-        assert 'The best rate of orepa' not in text
+        assert '\n- The best rate of orepa is the lowest that was tried:' in text
 
     def test_a_slow_step_has_no_exponent(self):
         report = reports.summarize([record('x', 0, 1, step_seconds=[1.0594])])
