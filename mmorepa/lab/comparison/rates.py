@@ -73,7 +73,7 @@ def plan_search(
     for rate in sorted(set(rates)):
         options = [*options_for, ('*', {**(search_options or {}), RATE: rate})]
         for job in plan(configs, seeds, out, cfg_options, options, deterministic):
-            name = f'{job.name}/lr{rate:g}'
+            name = f'{job.name}/lr{rate:.12g}'
             jobs.append(replace(job, name=name, folder=str(Path(out, name, f'seed{job.seed}'))))
     return jobs
 

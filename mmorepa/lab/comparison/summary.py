@@ -252,7 +252,7 @@ def _choices(choices: Sequence[Choice]) -> list[str]:
             text = f'{value:.{digits}f}'
             return f'**{text}**' if rate == choice.rate else text
 
-        return scaffold.Column(f'rate {rate:g}', cell)
+        return scaffold.Column(f'rate {rate:.12g}', cell)
 
     name = scaffold.Column('search', lambda choice: choice.config, left=True)
     return scaffold.markdown_table([name, *map(column, rates)], choices)

@@ -40,6 +40,16 @@ def test_every_config_is_tried_with_every_rate(tmp_path):
     assert len({job.settings for job in jobs}) == 4
 
 
+def test_a_rate_keeps_its_digits(tmp_path):
+    (tmp_path / 'one.py').write_text('lr = 1\n')
+    rates = [2**-10, 2**-10 + 2**-30, 0.1]
+    jobs = plan_search([tmp_path / 'one.py'], rates, [0], tmp_path)
+    names = [f'one/lr{text}' for text in ('0.0009765625', '0.000976563431323', '0.1')]
+    assert [job.name for job in jobs] == names
+    records = [dict(config=name, seed=0, metrics=dict(top1=1)) for name in names]
+    assert choose(jobs, records) == [Choice('one', dict.fromkeys(rates, 1))]
+
+
 @pytest.mark.parametrize(
     'values, rate, at_end',
     [
