@@ -123,10 +123,13 @@ def digest(path: Path, cfg_options: Mapping, deterministic: bool) -> str:
         # The imports take seconds and are the runs' own affair.
         cfg = Config.fromfile(path, import_custom_modules=False)
         cfg.merge_from_dict(dict(cfg_options))
-    except Exception:
+        fields = {name: value for name, value in cfg.to_dict().items() if name not in SHOWN}
+        try:
+            text = json.dumps([fields, deterministic], sort_keys=True, default=repr)
+        except TypeError:  # of keys that JSON does not have or cannot sort
+            text = repr([fields, deterministic])
+    except (Exception, SystemExit):
         return ''
-    fields = {name: value for name, value in cfg.to_dict().items() if name not in SHOWN}
-    text = json.dumps([fields, deterministic], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -209,7 +212,7 @@ def imports_of(jobs: Sequence[Job]) -> set[str]:
     """The modules of this package that the configs of jobs import."""
     modules = set()
     for path in {job.config for job in jobs}:
-        with contextlib.suppress(Exception):  # the run will say what is wrong
+        with contextlib.suppress(Exception, SystemExit):  # the run will say what is wrong
             cfg = Config.fromfile(path, import_custom_modules=False)
             modules.update(cfg.custom_imports['imports'])
     return {name for name in modules if name.startswith('mmorepa.')}

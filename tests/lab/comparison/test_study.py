@@ -310,6 +310,21 @@ class TestPlan:
         configs[1].write_text('model = dict(width=2)\n')
         assert compare.plan(configs[:1], [0], tmp_path)[0].settings != before
 
+    @pytest.mark.parametrize('keys', ["(0, 1): 'a'", "0: 'a', 'b': 'a'"])
+    def test_settings_see_fields_whose_keys_are_no_texts(self, configs, tmp_path, keys):
+        found = set()
+        for text in (keys, keys, keys.replace("'a'", "'c'")):
+            configs[0].write_text(f'palette = {{{text}}}\n')
+            found.add(compare.plan(configs[:1], [0], tmp_path)[0].settings)
+        assert '' not in found
+        assert len(found) == 2
+
+    def test_a_config_that_ends_the_process_is_left_to_its_run(self, configs, tmp_path):
+        configs[0].write_text('raise SystemExit(3)\n')
+        jobs = compare.plan(configs, [0], tmp_path)
+        assert [bool(job.settings) for job in jobs] == [False, True]
+        assert compare.imports_of(jobs) == set()
+
     @pytest.mark.parametrize(
         'names, options_for, message',
         [
