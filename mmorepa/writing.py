@@ -222,7 +222,7 @@ def write_figure(figure: Figure, path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: str | os.PathLike) -> Iterator[None]:
+def alone_in(folder: str | os.PathLike, option: str = '--work-dir') -> Iterator[None]:
     """A context in which no other process may be in it with the same folder.
 
     The folder itself is locked and the lock ends with the process, so that nothing is left behind.
@@ -230,6 +230,7 @@ def alone_in(folder: str | os.PathLike) -> Iterator[None]:
 
     Args:
         folder (str | os.PathLike): The folder. It is made if it is not there.
+        option (str): The option that names it, for the message.
 
     Raises:
         UserError: If another process is in it.
@@ -245,7 +246,7 @@ def alone_in(folder: str | os.PathLike) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(
                 f'{folder} is where another training writes to: wait for its end, or name another '
-                '--work-dir'
+                f'{option}'
             ) from None
         except OSError:
             pass  # a file system without locks

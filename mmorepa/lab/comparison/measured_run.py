@@ -26,7 +26,7 @@ from ...engine.custom_hooks import add_hooks
 from ...engine.run import build_runner, load_config, test
 from ...engine.seeding import seed_samples
 from ...errors import UserError
-from ...writing import write_text
+from ...writing import alone_in, write_text
 from ..provenance import load, machine, now, software
 from ..scaffold import reason_of
 
@@ -75,12 +75,15 @@ def start(job: Job, report: Connection) -> None:
         report (Connection): Gets the part of the training that is done, 0 to 1, now and then; in
             the end, if the run fails, one line that says why.
     """
-    with open(Path(job.folder, LOG), 'wb') as log:
+    with open(Path(job.folder, LOG), 'ab') as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
     try:
-        run(job, report.send)
+        # Two commands with one --out would mix their checkpoints.
+        with alone_in(job.folder, '--out'):
+            os.truncate(1, 0)  # what an earlier run printed
+            run(job, report.send)
     except Exception as error:
         traceback.print_exc()
         report.send(reason_of(error))

@@ -24,6 +24,7 @@ from mmorepa.errors import UserError
 from mmorepa.lab.comparison import measured_run
 from mmorepa.lab.comparison import study as compare
 from mmorepa.lab.comparison.measured_run import Job, StepTimer
+from mmorepa.writing import alone_in
 from support import CONFIG, ROOT
 
 SEEDS = (0, 1)
@@ -403,6 +404,18 @@ class TestRunAll:
         monkeypatch.setattr(compare.CONTEXT, 'set_forkserver_preload', preloads.append)
         compare.run_all([], Console(quiet=True))
         assert preloads == [[] if gpu else [measured_run.__name__]]
+
+    def test_two_commands_do_not_do_one_run(self, job, tmp_path, monkeypatch):
+        # Another import of everything takes seconds.
+        monkeypatch.setattr(compare, 'CONTEXT', multiprocessing.get_context('fork'))
+        (tmp_path / 'run.log').write_text('of the other')
+        with alone_in(tmp_path):
+            why = compare.run_in_process(job, lambda part: None)
+        assert why.startswith(f'{tmp_path} is where another training writes to: ')
+        assert why.endswith('name another --out')
+        assert (tmp_path / 'run.log').read_text().startswith('of the other')
+        assert compare.run_in_process(job, lambda part: None).startswith('no config at ')
+        assert 'another training' not in (tmp_path / 'run.log').read_text()
 
     def test_an_interrupt_ends_the_run(self, job, tmp_path):
         (tmp_path / 'none.py').write_text('import time\ntime.sleep(600)\n')
