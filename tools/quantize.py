@@ -36,7 +36,8 @@ def parse_args() -> argparse.Namespace:
         '--per-channel',
         action='store_true',
         default=True,
-        help='a scale for each output channel of a weight (default)',
+        help='a scale for each output channel of a weight (default); with --mode dynamic only '
+        'linear layers have it',
     )
     scales.add_argument(
         '--per-tensor',

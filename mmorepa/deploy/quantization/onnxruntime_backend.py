@@ -30,7 +30,8 @@ def quantize_onnx(
 
     Static quantization gives QDQ nodes, uint8 activations and int8 weights. Dynamic quantization
     gives ``ConvInteger`` and ``MatMulInteger``, whose weights are uint8, as ONNX Runtime's kernels
-    want them.
+    want them. Its quantizer gives the weight of a ``ConvInteger`` one scale, whatever
+    ``per_channel`` says.
 
     Args:
         model (nn.Module): A model in deploy form.

@@ -113,7 +113,9 @@ def quantize(
         bytes=(count_bytes(model), out.stat().st_size),
         metrics=evaluate_both(model, out, tests) if tests else None,
     )
-    write_json(dict(asdict(done), out=out.name), record)
+    content = dict(asdict(done), out=out.name)
+    content['settings']['per_channel_convolutions'] = settings.per_channel_convolutions
+    write_json(content, record)
     return done
 
 

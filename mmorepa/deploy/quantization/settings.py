@@ -21,6 +21,7 @@ class Settings:
         mode (str): ``'static'`` fixes the ranges of activations on calibration images;
             ``'dynamic'``, which only ONNX Runtime has, finds them anew for each input.
         per_channel (bool): Whether each output channel of a weight has a scale, or the tensor one.
+            In mode ``'dynamic'`` the weights of convolutions have one scale with either.
         method (str, optional): How a static range is found, one of :data:`METHODS` of the backend.
             ``minmax`` takes all that was seen. ``entropy`` and ``percentile`` clip outliers as ONNX
             Runtime does, ``histogram`` (least squared error) as torch does. Defaults to the
@@ -61,6 +62,11 @@ class Settings:
                 f'backend {self.backend} has no method {self.method!r}: '
                 f'choose {" or ".join(METHODS[self.backend])}'
             )
+
+    @property
+    def per_channel_convolutions(self) -> bool:
+        """Whether each output channel of a convolution has a scale: ``ConvInteger`` has but one."""
+        return self.per_channel and self.mode == 'static'
 
     @property
     def suffix(self) -> str:

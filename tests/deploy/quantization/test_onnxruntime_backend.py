@@ -72,6 +72,16 @@ def test_static(model, images, tmp_path, per_channel, method):
         assert sqnr(model, tmp_path / 'int8.onnx', image) > LEAST_SQNR
 
 
+@pytest.mark.parametrize('per_channel', [True, False])
+def test_dynamic_gives_a_convolution_one_scale(model, images, tmp_path, per_channel):
+    settings = Settings(mode='dynamic', per_channel=per_channel)
+    quantize_onnx(model, tmp_path / 'int8.onnx', settings, images[0])
+    tensors = onnx.load(tmp_path / 'int8.onnx').graph.initializer
+    scales = [onnx.numpy_helper.to_array(t).size for t in tensors if t.name.endswith('_scale')]
+    assert sorted(scales) == [1] * 20 + [10 if per_channel else 1]  # the last is the classifier's
+    assert not settings.per_channel_convolutions
+
+
 def test_dynamic_needs_no_images(model, images, tmp_path):
     quantize_onnx(model, tmp_path / 'int8.onnx', Settings(mode='dynamic'), images[0])
     counts = node_counts(tmp_path / 'int8.onnx')

@@ -49,6 +49,7 @@ def test_int8_loses_little_on_the_digits(config, checkpoint, tmp_path, name, set
     assert content['metrics'][1]['accuracy/top1'] == after
     assert content['calibration'] == (64 if settings.mode == 'static' else 0)
     assert content['settings']['backend'] == settings.backend
+    assert content['settings']['per_channel_convolutions'] == (settings.mode == 'static')
 
 
 def test_dynamic_reads_no_data(config, checkpoint, tmp_path):
