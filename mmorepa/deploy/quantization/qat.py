@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...checkpoints import build_model, load_any_form, load_model
 from ...config_types import is_of_type
 from ...convs import squeeze, switch_to_deploy
+from ...convs.convert.squeezing import foldable_norms
 from ...convs.kernels import fold_batch_norm
 from ...engine.quiet import quiet_torch
 from ...errors import UserError
@@ -51,7 +52,8 @@ def build_qat_form(architecture: str, **kwargs) -> nn.Module:
         nn.Module: An instance of ``architecture`` whose backbone is a ``torch.fx`` graph.
 
     Raises:
-        UserError: If the backbone has no BatchNorm or cannot be traced.
+        UserError: If the backbone has no BatchNorm, has one that follows no convolution, or cannot
+            be traced.
     """
     return with_fake_quantization(MODELS.build(dict(type=architecture, **kwargs)))
 
@@ -74,6 +76,7 @@ def with_fake_quantization(model: nn.Module) -> nn.Module:
             f'{type(backbone).__name__} is in deploy form, its BatchNorms are folded: '
             'quantization-aware training wants the training or plain form'
         )
+    refuse_norms_that_stay(backbone)
     norm_eval = getattr(backbone, 'norm_eval', False)
     with quiet_torch():
         # One mode for all: torch pairs a convolution with a norm only if they have the same.
@@ -87,6 +90,17 @@ def with_fake_quantization(model: nn.Module) -> nn.Module:
             freeze_bn_stats(module)
     model.backbone = prepared
     return model
+
+
+def refuse_norms_that_stay(backbone: nn.Module) -> None:
+    """Raise a :class:`UserError` if a BatchNorm cannot be folded: no int8 file would have it."""
+    folds = {pair.norm for pair in foldable_norms(backbone)}
+    for name, module in backbone.named_modules():
+        if isinstance(module, _BatchNorm) and module not in folds:
+            raise UserError(
+                f'{name} of {type(backbone).__name__} is a BatchNorm that follows no convolution: '
+                'quantization-aware training cannot fold it, quantize after training instead'
+            )
 
 
 def _size_observers(prepared: fx.GraphModule) -> None:
@@ -144,18 +158,21 @@ def folded(model: nn.Module, cfg: Config) -> nn.Module:
         nn.Module: A model without fake quantization.
     """
     plain = switch_to_deploy(build_model(float_config(cfg)))
+    wanted = plain.state_dict()
     with quiet_torch(), torch.no_grad():
+        # Of the backbone what stands beside its convolutions, such as a LayerNorm.
         state_dict = {
             key: value
             for key, value in model.state_dict().items()
-            if not key.startswith('backbone.')
+            if key in wanted or not key.startswith('backbone.')
         }
         for name, module in model.backbone.named_modules():
             if hasattr(module, 'weight_fake_quant'):
                 conv = module.to_float()
                 conv = conv[0] if isinstance(conv, nn.Sequential) else conv
                 state_dict[f'backbone.{name}.weight'] = conv.weight
-                state_dict[f'backbone.{name}.bias'] = conv.bias
+                if conv.bias is not None:
+                    state_dict[f'backbone.{name}.bias'] = conv.bias
     load_any_form(plain, state_dict, 'what was trained')
     return plain.eval()
 

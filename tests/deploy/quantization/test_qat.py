@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mmpretrain.models import DenseNet
 from torch import nn
 from torch.ao.nn.intrinsic import quantized as intrinsic
 from torch.ao.quantization import disable_fake_quant, disable_observer
@@ -13,8 +14,13 @@ from mmorepa.backbones.det_resnet import OREPAResNet as DetResNet
 from mmorepa.checkpoints.conversion import count_parameters
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import squeeze, switch_to_deploy, verify
+from mmorepa.deploy.quantization import qat as qat_module
 from mmorepa.deploy.quantization.layers import Noise
-from mmorepa.deploy.quantization.qat import folded, int8_qat_backbone, with_fake_quantization
+from mmorepa.deploy.quantization.qat import (
+    folded,
+    int8_qat_backbone,
+    with_fake_quantization,
+)
 from mmorepa.errors import UserError
 from support import make_trained_like
 
@@ -68,6 +74,46 @@ def test_folded_is_the_deploy_form(config, model, qat, images):
     cfg.model.update(architecture=cfg.model.type, type='QATForm')
     deploy = folded(qat, cfg)
     assert verify(switch_to_deploy(model), deploy, images).within(1e-4)
+
+
+class Mixed(nn.Module):
+    """What has no norm behind it, no bias, or is no convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 1, bias=False)
+        self.norm = nn.GroupNorm(2, 8)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x):
+        return self.norm(self.conv2(self.bn1(self.conv1(x)).relu())) * self.scale
+
+
+def test_folded_has_all_of_the_backbone(config, images, monkeypatch):
+    model = nn.Module()
+    model.backbone = Mixed()
+    make_trained_like(model)
+    nn.init.normal_(model.backbone.scale)
+    fresh = nn.Module()
+    fresh.backbone = Mixed()
+    trained = with_fake_quantization(copy.deepcopy(model)).eval()
+    monkeypatch.setattr(qat_module, 'build_model', lambda cfg: fresh)
+    cfg = config()
+    cfg.model.update(architecture=cfg.model.type, type='QATForm')
+    deploy = folded(trained, cfg)
+    with torch.no_grad():
+        torch.testing.assert_close(deploy.backbone(images), model.eval().backbone(images))
+
+
+def test_norms_that_cannot_be_folded_are_named_first():
+    """Of DenseNet, whose BatchNorms stand before an activation and a convolution."""
+    model = nn.Module()
+    model.backbone = DenseNet(dict(growth_rate=4, depths=[2], init_channels=8))
+    with pytest.raises(UserError, match=r'norm1 of DenseNet is .* follows no conv') as raised:
+        with_fake_quantization(model)
+    assert '\n' not in str(raised.value)
 
 
 def test_ranges_begin_at_the_folded_weights(qat, model):
