@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--opset', type=int, default=17, metavar='N', help='of ONNX (default: 17)')
     parser.add_argument(
-        '--static', action='store_true', help='fix batch 1 and the size, instead of any'
+        '--static', action='store_true', help='fix batch 1 and the size (not torchscript)'
     )
     parser.add_argument(
         '--with-preprocessing',

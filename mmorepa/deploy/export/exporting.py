@@ -87,8 +87,8 @@ def export(
         size (tuple[int, int]): Height and width in pixels of the input with which the graph is
             made. Defaults to (224, 224).
         opset (int): The operator set of ONNX. Defaults to 17.
-        static (bool): Whether batch 1 and ``size`` are fixed. Otherwise batch, height and width
-            stay open. Defaults to False.
+        static (bool): Whether batch 1 and ``size`` are fixed, in any format but
+            ``'torchscript'``. Otherwise batch, height and width stay open. Defaults to False.
         with_preprocessing (bool): Whether channel order and normalisation are in the graph, which
             then takes float32 pixels. Defaults to False.
         full_size (bool): See :class:`mmorepa.deploy.export.TensorModel`. Defaults to False.
@@ -102,15 +102,20 @@ def export(
         Export: What was done.
 
     Raises:
-        UserError: If the config builds ``QATForm``; if ``out`` has another ending, is an input or
-            exists already; if the checkpoint does not fit the config; if the model cannot be
-            exported or float16 cannot hold it; or if the outputs differ by more than
-            :data:`mmorepa.convs.convert.squeezing.TOLERANCE`, in float16 by more than
-            :data:`mmorepa.deploy.export.float16.TOLERANCE`. Nothing is written then.
+        UserError: If the format does not have an option; if the config builds ``QATForm``; if
+            ``out`` has another ending, is an input or exists already; if the checkpoint does not
+            fit the config; if the model cannot be exported or float16 cannot hold it; or if the
+            outputs differ by more than :data:`mmorepa.convs.convert.squeezing.TOLERANCE`, in
+            float16 by more than :data:`mmorepa.deploy.export.float16.TOLERANCE`. Nothing is
+            written then.
         ImportError: If the format needs a package that is not installed.
     """
     if format not in FORMATS:
         raise UserError(f'no format {format!r}: choose {", ".join(map(repr, FORMATS))}')
+    if format == 'torchscript' and static:
+        raise UserError('a file of format torchscript takes any size: leave static out')
+    if format != 'onnx' and opset != OPSET:
+        raise UserError(f'opset is of format onnx, this is {format}: leave it out')
     refuse_qat_form(cfg, 'exported')
     out = check_out(
         out,

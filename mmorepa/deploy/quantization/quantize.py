@@ -29,7 +29,7 @@ class Quantized:
 
     Attributes:
         out (Path): The int8 file.
-        settings (Settings): How the file was made.
+        settings (Settings): How the file was made. The JSON file has no ``method`` if ``trained``.
         trained (bool): Whether quantization-aware training found the ranges. Nothing was calibrated
             then.
         calibration (int): The number of calibration images.
@@ -77,12 +77,18 @@ def quantize(
         Quantized: What was done.
 
     Raises:
-        UserError: If ``out`` has another ending; if one of both files is an input or exists
-            already; if the checkpoint does not fit, is in int8 already or has weights that are not
-            finite; or if the config lacks the data.
+        UserError: If ``settings`` has what training chose; if ``out`` has another ending; if one
+            of both files is an input or exists already; if the checkpoint does not fit, is in int8
+            already or has weights that are not finite; or if the config lacks the data.
         ImportError: If onnx or onnxruntime is wanted and not installed.
     """
     settings = settings or Settings()
+    trained = settings.backend == 'torch' and is_qat(cfg)
+    if trained and settings != Settings('torch'):
+        raise UserError(
+            'with QATForm and backend torch training chose the scales and ranges: leave method '
+            'and per_channel (--method, --per-tensor) out'
+        )
     what = f'what backend {settings.backend} writes'
     inputs = [checkpoint, cfg.filename]
     out = check_out(out, inputs, force, settings.suffix, what, done='quantized')
@@ -90,7 +96,6 @@ def quantize(
     # Before minutes of calibration.
     tests = TestSet(cfg) if evaluate else None
     model = load_float(cfg, checkpoint)
-    trained = settings.backend == 'torch' and is_qat(cfg)
     calibrates = settings.mode == 'static' and not trained
     if calibrates:
         batches = calibration_images(cfg, model, calibration)
@@ -115,6 +120,8 @@ def quantize(
     )
     content = dict(asdict(done), out=out.name)
     content['settings']['per_channel_convolutions'] = settings.per_channel_convolutions
+    if trained:
+        content['settings']['method'] = None
     write_json(content, record)
     return done
 

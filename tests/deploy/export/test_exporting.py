@@ -66,7 +66,8 @@ def test_any_form_gives_the_same_graph(form, change, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     'kind, options, name, shape',
     [
-        ('classifier', dict(format='torchscript', static=True), 'logits', (1, 10)),
+        ('classifier', dict(format='torchscript'), 'logits', (2, 10)),
+        ('classifier', dict(format='torch-export', static=True), 'logits', (1, 10)),
         ('detector', dict(), 'bbox_pred_p3', (2, 36, 8, 8)),
         ('two-stage detector', dict(), 'feat_p2', (2, 8, 16, 16)),
         ('segmentor', dict(full_size=True, static=True), 'logits', (1, 19, 64, 64)),
@@ -189,6 +190,19 @@ class TestRefusals:
     )
     def test_names_and_formats(self, name, format, message, checkpoint, tmp_path):
         self.refused(message, tmp_path, *checkpoint(), tmp_path / name, format)
+
+    @pytest.mark.parametrize(
+        'format, options, message',
+        [
+            ('torchscript', dict(static=True), 'torchscript takes any size: leave static out'),
+            ('torchscript', dict(opset=16), 'opset is of format onnx, this is torchscript'),
+            ('torch-export', dict(opset=16), 'opset is of format onnx, this is torch-export'),
+        ],
+    )
+    def test_options_of_other_formats(self, format, options, message, small_config, tmp_path):
+        out = tmp_path / f'a{FORMATS[format].suffix()}'
+        cfg = small_config('classifier')
+        self.refused(message, tmp_path, cfg, tmp_path / 'a.pth', out, format, **options)
 
     def test_an_existing_file(self, checkpoint, tmp_path):
         cfg, path = checkpoint()

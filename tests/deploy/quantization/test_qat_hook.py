@@ -1,5 +1,7 @@
 """Quantization-aware training by MMEngine's Runner: start, ranges, freezing, resuming."""
 
+import json
+
 import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -119,6 +121,15 @@ def test_int8_by_both_backends(trained, qat_config, tmp_path):
         assert after > before - MOST_LOST
         assert done.trained == (settings.backend == 'torch')
         assert done.calibration == (0 if done.trained else 64)
+        recorded = json.loads((tmp_path / f'{name}.json').read_text())['settings']['method']
+        assert recorded == (None if done.trained else 'minmax')
+
+
+@pytest.mark.parametrize('options', [dict(per_channel=False), dict(method='minmax')])
+def test_what_training_chose_is_not_chosen_again(options, qat_config, tmp_path):
+    with pytest.raises(UserError, match='training chose the scales and ranges') as raised:
+        quantize(qat_config(tmp_path), 'a.pth', tmp_path / 'a.pt', Settings('torch', **options))
+    assert '\n' not in str(raised.value)
 
 
 def test_resuming_is_bit_for_bit(trained, qat_config, tmp_path):
