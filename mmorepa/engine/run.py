@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -190,6 +191,34 @@ def train(
         check_start(cfg, cfg.get('load_from'))
     check_start(cfg, init)
     notes = prepare_resume(cfg, resume) if resume else []
+    # The other processes of one training write to the same folder.
+    is_first = all(os.environ.get(name, '0') == '0' for name in RANKS)
+    with (
+        alone_in(cfg.work_dir) if is_first else contextlib.nullcontext(),
+        training_runner(cfg) as runner,
+    ):
+        # MMEngine's FlexibleRunner builds its model later.
+        if init is not None and isinstance(runner.model, nn.Module):
+            backbone = unwrap(runner.model).backbone
+            if getattr(backbone, 'reparam', None) is None:
+                backbone.init_cfg = None
+                runner.register_hook(InitHook(str(init)))
+        for note in notes:
+            runner.logger.warning(note)
+        return runner.train()
+
+
+@contextlib.contextmanager
+def training_runner(cfg: Config) -> Iterator[Runner]:
+    """The Runner of a config and a context to train in, with the hooks that every training has.
+
+    Args:
+        cfg (Config): From :func:`load_config`. Changed in place.
+
+    Raises:
+        UserError: If the config does not build, an image or a checkpoint cannot be read, or the
+            disk is full.
+    """
     seed_samples(cfg)
     add_hooks(
         cfg,
@@ -201,27 +230,13 @@ def train(
     )
     if cfg.get('compile'):
         add_hooks(cfg, 'EagerOptimizerHook')
-    # The other processes of one training write to the same folder.
-    is_first = all(os.environ.get(name, '0') == '0' for name in RANKS)
     with (
         explained_building(str(cfg.filename)),
-        alone_in(cfg.work_dir) if is_first else contextlib.nullcontext(),
+        mmengine_loads_weights_only(),
+        naming_a_full_disk(cfg.work_dir),
+        naming_broken_images(),
     ):
-        runner = build_runner(cfg)
-        # MMEngine's FlexibleRunner builds its model later.
-        if init is not None and isinstance(runner.model, nn.Module):
-            backbone = unwrap(runner.model).backbone
-            if getattr(backbone, 'reparam', None) is None:
-                backbone.init_cfg = None
-                runner.register_hook(InitHook(str(init)))
-        for note in notes:
-            runner.logger.warning(note)
-        with (
-            mmengine_loads_weights_only(),
-            naming_a_full_disk(cfg.work_dir),
-            naming_broken_images(),
-        ):
-            return runner.train()
+        yield build_runner(cfg)
 
 
 def test(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, float | list]:

@@ -22,9 +22,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ...checkpoints import convert
-from ...engine.custom_hooks import add_hooks
-from ...engine.run import build_runner, load_config, test
-from ...engine.seeding import seed_samples
+from ...engine.run import load_config, test, training_runner
 from ...errors import UserError
 from ...writing import alone_in, write_text
 from ..provenance import load, machine, now, software
@@ -122,18 +120,15 @@ def run(job: Job, report=lambda done: None) -> dict:
             raise UserError(f'{job.config} has no {name}: wanted one to train and one to test with')
     # Left by a run that was interrupted, it would name a checkpoint of that one.
     (folder / 'last_checkpoint').unlink(missing_ok=True)
-    # A seed is the same data in the same order, augmented alike, whatever a model draws.
-    seed_samples(cfg)
-    add_hooks(cfg, 'IterSeedHook')
-
-    runner = build_runner(cfg)
     timer = StepTimer(report)
-    timer.attach(runner)
-    began = time.perf_counter()
-    runner.train()
-    train_seconds = time.perf_counter() - began
-    peak = peak_bytes()
-    load_then = load()
+    # A seed is the same data in the same order, augmented alike, whatever a model draws.
+    with training_runner(cfg) as runner:
+        timer.attach(runner)
+        began = time.perf_counter()
+        runner.train()
+        train_seconds = time.perf_counter() - began
+        peak = peak_bytes()
+        load_then = load()
     if not timer.seconds:
         raise UserError(f'{job.config} trained no iteration: give it more in train_cfg')
     del runner  # testing builds its own

@@ -12,10 +12,12 @@ from dataclasses import replace
 import matplotlib.image
 import pytest
 import torch
+from mmengine.runner import CheckpointLoader
 from rich.console import Console
 
 from mmorepa.checkpoints import load_checkpoint
 from mmorepa.checkpoints.conversion import count_parameters
+from mmorepa.checkpoints.files import load_from_local
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs import switch_to_deploy
 from mmorepa.datasets.digits import write_digits
@@ -465,6 +467,22 @@ class TestMeasuring:
                     measured_run.run(Job('tiny.py', 'x', seed, str(folder), cfg_options=options))
         assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
         assert not torch.equal(seen[0], seen[1])
+
+    def test_a_run_trains_as_any_training_does(self, tmp_path, monkeypatch):
+        """Also with a config that has none of these hooks."""
+
+        def train(self):
+            seen.update(type(hook).__name__ for hook in self.hooks)
+            assert CheckpointLoader._schemes[''] is load_from_local
+            raise InterruptedError
+
+        seen = set()
+        monkeypatch.setattr(measured_run.Runner, 'train', train)
+        job = Job(str(CONFIG), 'x', 0, str(tmp_path), cfg_options=dict(custom_hooks=None))
+        with pytest.raises(InterruptedError):
+            measured_run.run(job)
+        assert {'NonFiniteHook', 'LoadFromHook', 'AccumulatedGradientsHook'} < seen
+        assert {'IterSeedHook', 'SqueezedTrainingHook'} < seen
 
     def test_the_timer_is_next_to_the_step(self, narrow_config, tmp_path):
         runner = build_runner(narrow_config(tmp_path))
