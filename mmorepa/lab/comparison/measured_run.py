@@ -6,6 +6,7 @@ else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -99,8 +100,8 @@ def run(job: Job, report=lambda done: None) -> dict:
     Returns:
         dict: What is in the record: ``metrics`` and ``deploy_metrics`` of the test set,
         the number of ``iterations`` and ``step_seconds`` that they took (data loading left out;
-        see :func:`spread`), ``peak_bytes`` of memory up to the end of training and
-        ``start_bytes`` before its first iteration, ``parameters`` of the training and the deploy
+        see :func:`spread`), ``peak_bytes`` of memory from the first iteration to the last and
+        ``start_bytes`` when the first began, ``parameters`` of the training and the deploy
         form, ``relative`` difference of both forms on a probe image, ``train_seconds``, ``load``
         of the machine at the end of training, and ``machine`` and ``software``, in words.
 
@@ -196,7 +197,7 @@ class StepTimer:
 
     Attributes:
         seconds (list[float]): What each iteration took.
-        start_bytes (int): Peak memory before the first.
+        start_bytes (int): Memory when the first began.
     """
 
     def __init__(self, report):
@@ -213,6 +214,7 @@ class StepTimer:
     def begin(self) -> None:
         """An iteration begins."""
         if not self.seconds:
+            reset_peak()
             self.start_bytes = peak_bytes()
         _wait_for_gpu()
         self._began = time.perf_counter()
@@ -246,6 +248,18 @@ class _After(Hook):
 def _wait_for_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def reset_peak() -> None:
+    """Let :func:`peak_bytes` begin anew: loading the data takes more than training often does.
+
+    On a CPU only Linux can.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):
+        Path('/proc/self/clear_refs').write_text('5')
 
 
 def peak_bytes() -> int:

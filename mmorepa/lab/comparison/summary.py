@@ -40,8 +40,8 @@ class Summary:
         fast_step (float): What a twentieth of these iterations stay below: the step where nothing
             else disturbs it.
         iterations (int): Of a run.
-        peak_bytes (list[int]): Peak memory.
-        start_bytes (list[int]): Of it, before the first iteration.
+        peak_bytes (list[int]): Peak memory in training.
+        start_bytes (list[int]): Of it, when the first iteration began.
         parameters (tuple[int, int]): Of the training and the deploy form.
         relative (float): Largest relative difference of both forms' outputs on a probe image.
     """
@@ -289,7 +289,7 @@ def _notes(report: Report) -> list[str]:
         f'A step is a training iteration without the loading of its batch, the first {WARM_UP} of '
         f'a run left out; over the iterations of all runs, of which each record keeps some at '
         f'even ranks. Memory is what was {memory} '
-        'at most, up to the end of training; of several runs the highest.',
+        'at most in training; of several runs the highest.',
         *[
             what + (f' ({count} run{"s" * (count != 1)})' if several else '')
             for what, count in (*report.machines.items(), *report.software.items())

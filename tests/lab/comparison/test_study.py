@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import os
 import re
 import runpy
 import signal
@@ -493,6 +494,16 @@ class TestMeasuring:
         assert between == before
         assert first.after_train_iter.__func__ is measured_run._After.after_train_iter
         assert last.before_train_iter.__func__ is measured_run._Before.before_train_iter
+
+    @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='Linux alone')
+    def test_peak_memory_is_of_training(self):
+        """What loading the data took and gave back is none of it."""
+        before = measured_run.peak_bytes()
+        block = torch.ones(2 * before, dtype=torch.uint8)
+        del block
+        timer = StepTimer(lambda done: None)
+        timer.begin()
+        assert timer.start_bytes <= measured_run.peak_bytes() < 2 * before
 
     def test_peak_memory_stays_when_it_is_given_back(self):
         before = measured_run.peak_bytes()
