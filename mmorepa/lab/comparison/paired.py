@@ -64,12 +64,15 @@ class Difference:
             )
         low, high = self.interval
         within = f'95 % interval {self.signed(low)} to {self.signed(high)}'
+        # Up to the rounding of their subtraction.
+        if equal := math.isclose(min(self.values), max(self.values), abs_tol=1e-9):
+            within = 'equal differences give no interval'
         if low <= 0 <= high:
             return (
                 f'{self.config} and {self.against} cannot be told apart: {found}, {within}, {time}.'
             )
-        side = 'above' if low > 0 else 'below'
-        return f'{self.config} is {side} {self.against}: {found}, {within}, {time}.'
+        side = 'against' if equal else 'is above' if low > 0 else 'is below'
+        return f'{self.config} {side} {self.against}: {found}, {within}, {time}.'
 
     def signed(self, number: float) -> str:
         """A difference as it is shown."""
