@@ -72,6 +72,16 @@ def image_batches(
             return
 
 
+def innermost(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The datasets inside of wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
+    inside = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
+    if inside is None:
+        yield dataset
+    else:
+        for item in inside:
+            yield from innermost(item)
+
+
 @contextmanager
 def naming_broken_images() -> Iterator[None]:
     """A context in which OpenCV's error over an image that it cannot decode becomes one line.

@@ -20,6 +20,7 @@ from torch import nn
 from ..checkpoints import load_model
 from ..errors import UserError, explained_building, first_line
 from ..writing import check_out, written_whole
+from .data import innermost
 from .non_finite import refuse_non_finite_outputs
 from .quiet import quiet_mmengine
 
@@ -58,15 +59,17 @@ class Predictor:
         loaded = load_model(cfg, checkpoint)
         self.model: nn.Module = loaded.model
         init_default_scope(self.scope)
+        # Of several data sets inside of a wrapper the first, as calibration does.
+        dataset = next(innermost(loader.dataset))
         # Images come as arrays, and nothing is known of what is on them.
         self.pipeline = Compose(
             [
                 step
-                for step in loader.dataset.pipeline
+                for step in dataset.pipeline
                 if not step['type'].rpartition('.')[2].startswith('Load')
             ]
         )
-        self.meta = _meta_of(loaded.checkpoint, loader.dataset, self.scope)
+        self.meta = _meta_of(loaded.checkpoint, dataset, self.scope)
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> BaseDataElement:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import mmcv
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
-from mmorepa.engine.data import build_loader, image_batches, naming_broken_images
+from mmorepa.engine.data import build_loader, image_batches, innermost, naming_broken_images
 from mmorepa.errors import UserError
 
 #: A preprocessor that does nothing.
@@ -24,6 +24,15 @@ def test_as_many_images_as_asked_for(count, sizes):
     batches = list(image_batches(loader, MODEL, *([] if count is None else [count])))
     assert [len(batch) for batch in batches] == sizes
     assert all(batch.dtype == torch.float32 for batch in batches)
+
+
+def test_datasets_inside_of_others():
+    inside = [dict(type='A'), dict(type='B')]
+    dataset = ConfigDict(
+        dataset=dict(datasets=[inside[0], dict(type='RepeatDataset', dataset=inside[1])])
+    )
+    assert list(innermost(dataset)) == inside
+    assert list(innermost(ConfigDict(type='A'))) == [dict(type='A')]
 
 
 def test_what_a_config_lacks(tmp_path):

@@ -90,6 +90,21 @@ def test_the_data_set_names_the_classes(library, kind, first, tmp_path):
     assert Predictor(cfg, saved(cfg, tmp_path)).meta['classes'][0] == first
 
 
+@pytest.mark.parametrize('wrapper', ['RepeatDataset', 'ConcatDataset'])
+def test_a_test_set_inside_of_another(wrapper, image, tmp_path):
+    cfg = config('mmpretrain')
+    plain = Predictor(cfg, saved(cfg, tmp_path))
+    dataset = cfg.test_dataloader.dataset
+    inside = (
+        dict(dataset=dataset, times=2) if wrapper == 'RepeatDataset' else dict(datasets=[dataset])
+    )
+    cfg.test_dataloader.dataset = dict(type=wrapper, **inside)
+    wrapped = Predictor(cfg, tmp_path / 'model.pth')
+    scores = (p.predict(cv2.imread(str(image))).pred_score for p in (plain, wrapped))
+    assert torch.equal(*scores)
+    assert wrapped.meta == plain.meta
+
+
 def refused(tmp_path, image, case):
     (tmp_path / 'empty.png').touch()
     (tmp_path / 'text.png').write_text('no image')

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import torch
 from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 
-from ...engine.data import build_loader, image_batches
+from ...engine.data import build_loader, image_batches, innermost
 from ...errors import UserError
 from ..export.probes import random_images, test_images
 
@@ -89,13 +88,3 @@ def without_mixing(dataset: ConfigDict) -> ConfigDict:
     elif 'datasets' in dataset:
         dataset['datasets'] = [without_mixing(item) for item in dataset['datasets']]
     return dataset
-
-
-def innermost(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The datasets inside of wrappers such as ``RepeatDataset`` and ``ConcatDataset``."""
-    inside = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
-    if inside is None:
-        yield dataset
-    else:
-        for item in inside:
-            yield from innermost(item)

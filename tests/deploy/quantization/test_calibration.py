@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
 
 from mmorepa.checkpoints.models import build_model
 from mmorepa.deploy.quantization.calibration import (
     calibration_images,
     calibration_loader,
-    innermost,
     sample_image,
 )
 from mmorepa.errors import UserError
@@ -54,15 +52,6 @@ def test_a_sample_wants_no_training_images(config, there, side):
     if not there:
         cfg.test_dataloader.dataset.data_root = 'nowhere'
     assert sample_image(cfg, build_model(cfg)).shape == (1, 3, side, side)
-
-
-def test_datasets_inside_of_others():
-    inside = [dict(type='A'), dict(type='B')]
-    dataset = ConfigDict(
-        dataset=dict(datasets=[inside[0], dict(type='RepeatDataset', dataset=inside[1])])
-    )
-    assert list(innermost(dataset)) == inside
-    assert list(innermost(ConfigDict(type='A'))) == [dict(type='A')]
 
 
 def test_mosaics_are_left_out(config):
