@@ -137,6 +137,8 @@ def export(
     probes = random_images(size, dynamic=not static)
     if images:
         probes += test_images(cfg, before, images)
+    if static:
+        refuse_other_sizes(probes)
     expected = run_model(reference, probes)
     names = reference.output_names(expected[0])
     shapes = [tuple(output.shape) for output in expected[0]]
@@ -165,6 +167,7 @@ def export(
             inputs,
             expected,
             float16.TOLERANCE if fp16 else TOLERANCE,
+            static,
         )
     count = sum(len(image) for image in probes)
     report(f'against the {form} form in PyTorch on {count} images: {agreement}')
@@ -178,6 +181,18 @@ def export(
         metadata=metadata,
         out=out,
     )
+
+
+def refuse_other_sizes(images: Sequence[Tensor]) -> None:
+    """Raise a :class:`UserError` if the images do not have one size, that of the first."""
+    height, width = images[0].shape[2:]
+    for image in images:
+        if image.shape != images[0].shape:
+            found = ' x '.join(map(str, image.shape[2:]))
+            raise UserError(
+                f'the test pipeline gives an image of {found}, static fixes {height} x {width}: '
+                'give that size with --size, or leave --static or --images out'
+            )
 
 
 def check_float16(

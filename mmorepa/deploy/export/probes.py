@@ -56,14 +56,17 @@ def run_model(network: nn.Module, images: Sequence[Tensor]) -> list[list[Tensor]
     Raises:
         UserError: If the network does not run on images alone.
     """
-    try:
-        with torch.no_grad():
-            return [list(network(image)) for image in images]
-    except Exception as error:
-        raise UserError(
-            f'the model does not run on an image alone: {first_line(error)}; what it needs '
-            'beside it cannot be exported'
-        ) from None
+    outputs = []
+    for image in images:
+        try:
+            with torch.no_grad():
+                outputs.append(list(network(image)))
+        except Exception as error:
+            height, width = image.shape[2:]
+            raise UserError(
+                f'the model does not run on an image of {height} x {width}: {first_line(error)}'
+            ) from None
+    return outputs
 
 
 def compare_file(
@@ -71,6 +74,7 @@ def compare_file(
     images: Sequence[Tensor],
     expected: Sequence[Sequence[Tensor]],
     tolerance: float,
+    static: bool = False,
 ) -> Agreement:
     """Run the network in a file and compare its outputs.
 
@@ -79,6 +83,7 @@ def compare_file(
         images (Sequence[Tensor]): The inputs.
         expected (Sequence[Sequence[Tensor]]): The right outputs for each input.
         tolerance (float): The largest relative difference that passes.
+        static (bool): Whether batch and size are fixed, for the message. Defaults to False.
 
     Returns:
         Agreement: The worst agreement over all inputs.
@@ -92,9 +97,10 @@ def compare_file(
         try:
             found.append(compare_outputs(outputs, network(image)))
         except Exception as error:  # of a runtime, each has its own
+            advice = '' if static else '. Give another --size, or fix it with --static'
             raise UserError(
                 f'the exported file does not run on {size}: {first_line(error)}; nothing was '
-                'written. Give another --size, or fix it with --static'
+                f'written{advice}'
             ) from None
         if not found[-1].within(tolerance):
             raise UserError(

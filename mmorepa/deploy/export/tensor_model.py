@@ -63,7 +63,7 @@ class TensorModel(nn.Module):
         outputs = tuple(tree_leaves(self.model(image)))
         if not self.full_size:
             return outputs
-        align = self.model.decode_head.align_corners
+        align = self.model.align_corners
         size = image.shape[2:]
         return tuple(
             F.interpolate(logits, size, mode='bilinear', align_corners=align) for logits in outputs
@@ -85,11 +85,15 @@ class TensorModel(nn.Module):
 
 def kind_of(model: nn.Module) -> str:
     """What a model is, see :class:`TensorModel`; told by the heads it has."""
-    if hasattr(model, 'rpn_head') and hasattr(model, 'extract_feat'):
+
+    def has(head: str) -> bool:
+        return getattr(model, head, None) is not None  # SOLO has None for a box head
+
+    if has('rpn_head') and hasattr(model, 'extract_feat'):
         return 'two-stage detector'
-    if hasattr(model, 'bbox_head'):
+    if has('bbox_head'):
         return 'detector'
-    if hasattr(model, 'decode_head'):
+    if has('decode_head'):
         return 'segmentor'
     if getattr(model, 'with_head', False):
         return 'classifier'

@@ -15,7 +15,7 @@ from mmorepa.checkpoints import convert
 from mmorepa.checkpoints.models import build_model
 from mmorepa.convs.convert.squeezing import TOLERANCE
 from mmorepa.datasets.digits import write_digits
-from mmorepa.deploy.export import export, float16
+from mmorepa.deploy.export import export, exporting, float16
 from mmorepa.deploy.export.formats import FORMATS
 from mmorepa.errors import UserError
 from support import ROOT, end_trace, make_trained_like, on_a_full_disk
@@ -252,6 +252,21 @@ class TestRefusals:
     def test_full_size_of_a_classifier(self, checkpoint, tmp_path):
         message = 'full_size is of segmentors'
         self.refused(message, tmp_path, *checkpoint(), tmp_path / 'a.onnx', full_size=True)
+
+    def test_test_images_of_another_size(self, checkpoint, tmp_path, monkeypatch):
+        image = torch.zeros(1, 3, 48, 64)
+        monkeypatch.setattr(exporting, 'test_images', lambda *_: [image])
+        message = '48 x 64, static fixes 32 x 32: give that size with --size'
+        cfg, path = checkpoint()
+        self.refused(message, tmp_path, cfg, path, tmp_path / 'a.onnx', static=True, images=1)
+
+    def test_a_model_that_does_not_run(self, checkpoint, tmp_path, monkeypatch):
+        def forward(self, image):
+            raise ValueError('too small')
+
+        monkeypatch.setattr(exporting.TensorModel, 'forward', forward)
+        message = r'does not run on an image of 32 x 32: too small$'
+        self.refused(message, tmp_path, *checkpoint(), tmp_path / 'a.onnx')
 
     def test_a_size_that_torch_export_cannot_leave_open(self, checkpoint, tmp_path):
         """At 32 pixels the last feature map is one pixel, and one is not any number."""

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from mmdet.models import SOLO
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, YOLOXHead
+from mmseg.models import CascadeEncoderDecoder
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -66,6 +68,44 @@ def test_a_segmentor(full_size, shape, small_model):
 def test_full_size_is_for_segmentors(small_model):
     with pytest.raises(UserError, match='full_size is of segmentors, this is a classifier'):
         TensorModel(small_model('classifier'), full_size=True)
+
+
+RESNET = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4)
+
+
+def test_a_segmentor_with_several_heads():
+    """As OCRNet; the last head gives the logits."""
+    options = dict(num_classes=3, norm_cfg=dict(type='BN'), align_corners=False, channels=8)
+    model = CascadeEncoderDecoder(
+        num_stages=2,
+        backbone=RESNET,
+        decode_head=[
+            dict(type='FCNHead', in_channels=32, num_convs=1, concat_input=False, **options),
+            dict(type='OCRHead', in_channels=32, ocr_channels=4, **options),
+        ],
+        test_cfg=dict(mode='whole'),
+    )
+    network = TensorModel(model, full_size=True)
+    with torch.no_grad():
+        (found,) = network(IMAGE)
+        expected = model.encode_decode(IMAGE, [dict(img_shape=(64, 96))] * 2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_detector_without_boxes():
+    """SOLO has a mask head, and None for a box head."""
+    model = SOLO(
+        backbone=RESNET,
+        neck=dict(type='FPN', in_channels=[4, 8, 16, 32], out_channels=8, num_outs=5),
+        mask_head=dict(
+            type='SOLOHead', num_classes=3, in_channels=8, feat_channels=32, stacked_convs=1
+        ),
+    )
+    network = TensorModel(model)
+    with torch.no_grad():
+        found = network(IMAGE)
+    assert network.kind == 'module'
+    assert network.output_names(found) == [f'output_{i}' for i in range(10)]
 
 
 class Both(nn.Module):
