@@ -39,7 +39,7 @@ class Summary:
             seconds of an iteration, over those that the records of all runs keep.
         fast_step (float): What a twentieth of these iterations stay below: the step where nothing
             else disturbs it.
-        iterations (int): Of a run.
+        iterations (float): Of a run, the mean: a hook may end some early.
         peak_bytes (list[int]): Peak memory in training.
         start_bytes (list[int]): Of it, when the first iteration began.
         parameters (tuple[int, int]): Of the training and the deploy form.
@@ -52,7 +52,7 @@ class Summary:
     deploy_values: list[float]
     steps: tuple[float, float, float]
     fast_step: float
-    iterations: int
+    iterations: float
     peak_bytes: list[int]
     start_bytes: list[int]
     parameters: tuple[int, int]
@@ -169,7 +169,7 @@ def _summary(records: Sequence[dict], metric: str) -> Summary:
         deploy_values=[record['deploy_metrics'][metric] for record in records],
         steps=tuple(percentile(together, percent) for percent in (25, 50, 75)),
         fast_step=percentile(together, 5),
-        iterations=records[0]['iterations'],
+        iterations=mean(record['iterations'] for record in records),
         peak_bytes=[record['peak_bytes'] for record in records],
         start_bytes=[record['start_bytes'] for record in records],
         parameters=tuple(records[0]['parameters'][form] for form in ('training', 'deploy')),

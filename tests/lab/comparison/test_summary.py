@@ -101,6 +101,11 @@ class TestSummarize:
         runs = [record('x', 0, 1), record('y', 0, 1, iterations=45, step_seconds=slow)]
         assert reports.summarize(runs).differences[0].time == pytest.approx(3)
 
+    def test_a_run_that_a_hook_ends_early_counts_as_the_others(self):
+        runs = [record('x', seed, 1, iterations=20 + 10 * seed) for seed in range(3)]
+        for order in (runs, runs[::-1]):
+            assert reports.summarize(order).summaries[0].iterations == 30
+
     def test_no_difference_to_what_has_no_finished_run(self, records):
         report = reports.summarize(records, against='dbb')
         assert report.differences == []
