@@ -153,8 +153,6 @@ def _build_config(path: str, width: float, frozen_stages: int) -> nn.Module:
             'width and frozen stages are for networks by name: change them in the config instead'
         )
     cfg = load_config(path)
-    for library in cfg.get('custom_imports', {}).get('imports', []):
-        __import__(library)
     with quiet_mmengine():
         model = build_model(cfg)
     if hasattr(model, 'roi_head'):

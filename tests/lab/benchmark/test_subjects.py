@@ -156,6 +156,8 @@ class TestBuild:
         narrow = tmp_path / 'narrow.py'
         narrow.write_text(
             f'_base_ = [{str(CONFIG)!r}]\n'
+            # MMEngine takes a text for a list of one.
+            "custom_imports = dict(imports='mmorepa.pretrain')\n"
             'model = dict(backbone=dict(base_channels=8, stem_channels=8), '
             'head=dict(in_channels=64))\n'
         )
