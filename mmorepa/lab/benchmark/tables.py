@@ -118,8 +118,12 @@ def _rate(title: str, quantity: str) -> Column:
     """Images a second."""
 
     def cell(row: Row) -> str:
-        found = row.subject.spread(quantity)
-        return NOTHING if found is None else digits(row.result.case['batch'] / found.median)
+        found, case = row.subject.spread(quantity), row.result.case
+        if found is None:
+            return NOTHING
+        # The batch is that of one process and one micro-batch.
+        batches = case['accumulate'] * case['processes'] if quantity == 'step' else 1
+        return digits(case['batch'] * batches / found.median)
 
     return Column(title, cell)
 

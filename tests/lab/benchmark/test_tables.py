@@ -54,6 +54,15 @@ def test_training_step():
     ]
 
 
+@pytest.mark.parametrize(
+    'condition, rate', [({}, '0.8'), ({'processes': 2}, '1.6'), ({'accumulate': 4}, '3.2')], ids=str
+)
+def test_images_of_all_processes_and_micro_batches_count(condition, rate):
+    text = to_markdown(results(network_result(measured('none'), **condition)))
+    assert rows_of(text, 'Training step')[1][-1] == rate
+    assert rows_of(text, 'Evaluation step')[1][-2:] == ['4', '8']
+
+
 def test_memory():
     text = to_markdown(
         results(network_result(measured('none'), measured('OREPA', generation=True)))
