@@ -9,12 +9,27 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from ..convs import Agreement, verify
+from ..convs import Agreement, ReparamConv2d, verify
 
 
 def probe_image(size: int, channels: int = 3) -> Tensor:
     """The same random normalised image each time, (1, channels, size, size)."""
     return torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def input_channels(model: nn.Module) -> int:
+    """How many channels the images of a model have.
+
+    It is the length of its preprocessor's mean, or else what its first convolution takes. If that
+    is a multiple of three, images have three: YOLOX's stem gathers blocks of pixels.
+    """
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    if mean is not None and len(mean) > 1:
+        return len(mean)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, ReparamConv2d)):
+            return module.in_channels if module.in_channels % 3 else 3
+    return 3
 
 
 def compare_forms(before: nn.Module, after: nn.Module, image: Tensor) -> Agreement:

@@ -18,7 +18,7 @@ from ..convs.convert.squeezing import TOLERANCE
 from ..errors import UserError
 from ..version import __version__
 from ..writing import check_out, written_whole
-from .comparing import compare_forms, probe_image
+from .comparing import compare_forms, input_channels, probe_image
 from .files import save_checkpoint
 from .models import load_model
 
@@ -101,7 +101,8 @@ def convert(
         )
 
     after = squeeze(before, inplace=False) if keep_bn else switch_to_deploy(before, inplace=False)
-    agreement = compare_forms(before, after, probe_image(probe_size))
+    image = probe_image(probe_size, input_channels(before))
+    agreement = compare_forms(before, after, image)
     if not agreement.within(TOLERANCE):
         raise UserError(
             f'the converted model does not agree with {checkpoint} on a probe image: {agreement}, '

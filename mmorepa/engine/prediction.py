@@ -61,6 +61,14 @@ class Predictor:
         init_default_scope(self.scope)
         # Of several data sets inside of a wrapper the first, as calibration does.
         dataset = next(innermost(loader.dataset))
+        #: How :func:`read_image` is to read an image, by the pipeline's own loader.
+        self.reading = {
+            key: step[key]
+            for step in dataset.pipeline
+            if step['type'].rpartition('.')[2].startswith('LoadImage')
+            for key in ('color_type', 'imdecode_backend', 'to_float32')
+            if key in step
+        }
         # Images come as arrays, and nothing is known of what is on them.
         self.pipeline = Compose(
             [
@@ -73,7 +81,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> BaseDataElement:
-        """The library's data sample for an image, (H, W, 3), BGR, uint8."""
+        """The library's data sample for an image that was read with :attr:`reading`."""
         height, width = image.shape[:2]
         data = dict(img=image, img_path='', img_id=0, ori_shape=(height, width))
         data['img_shape'] = data['ori_shape']
@@ -158,7 +166,8 @@ def predict_files(
         predictor = Predictor(cfg, checkpoint)
         for place, array in arrays.items():
             try:
-                pictures[place] = predictor.draw(array, predictor.predict(array), score)
+                sample = predictor.predict(read_image(places[place], **predictor.reading))
+                pictures[place] = predictor.draw(array, sample, score)
             except cv2.error as error:  # of a shape that cannot be resized
                 height, width = array.shape[:2]
                 raise UserError(
@@ -171,11 +180,17 @@ def predict_files(
     return list(places)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file as (H, W, 3), BGR, uint8."""
+def read_image(
+    path: Path,
+    color_type: str = 'color',
+    imdecode_backend: str | None = None,
+    to_float32: bool = False,
+) -> np.ndarray:
+    """An image file as (H, W, 3), BGR, uint8, or as these arguments of mmcv's loader say."""
     if not path.is_file():
         raise UserError(f'no image at {path}: check the path')
-    image = mmcv.imfrombytes(path.read_bytes()) if path.stat().st_size else None
+    content = path.read_bytes()
+    image = mmcv.imfrombytes(content, color_type, backend=imdecode_backend) if content else None
     if image is None:
         raise UserError(f'{path} is no image that can be read: wanted a JPEG, PNG or similar')
-    return image
+    return image.astype(np.float32) if to_float32 else image

@@ -7,11 +7,12 @@ import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.hub import get_config
+from torch import nn
 
 import mmorepa.det
 import mmorepa.seg  # noqa: F401
 from mmorepa import switch_to_deploy
-from mmorepa.checkpoints.comparing import compare_forms, probe_image
+from mmorepa.checkpoints.comparing import compare_forms, input_channels, probe_image
 from mmorepa.checkpoints.models import build_model
 from support import ROOT, make_trained_like
 
@@ -24,6 +25,19 @@ def detector():
     cfg.model.neck.update(in_channels=[16, 32, 64, 128])
     torch.manual_seed(0)
     return make_trained_like(build_model(cfg))
+
+
+@pytest.mark.parametrize(
+    'mean, width, channels',
+    [([1, 2, 3], 12, 3), (None, 3, 3), (None, 1, 1), ([1], 1, 1), (None, 12, 3), ([1] * 6, 6, 6)],
+)
+def test_channels_of_the_images(mean, width, channels):
+    """A first convolution that takes twelve is that of YOLOX."""
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(width, 4, 3), nn.Conv2d(4, 4, 3))
+    model.data_preprocessor = nn.Module()
+    if mean:
+        model.data_preprocessor.mean = torch.tensor(mean).view(-1, 1, 1)
+    assert input_channels(model) == channels
 
 
 def test_forms_agree(detector):

@@ -138,6 +138,15 @@ def test_plain_form_can_be_folded_later(narrow_config, training_checkpoint, tmp_
     assert (done.source_form, done.form, done.norms) == ('plain', 'deploy', 20)
 
 
+@pytest.mark.parametrize('channels, mean', [(1, [127.5]), (4, [127.5] * 4)])
+def test_images_of_other_channels(channels, mean, narrow_config, tmp_path):
+    cfg = narrow_config(**{'model.backbone.in_channels': channels})
+    cfg.data_preprocessor.update(mean=mean, std=mean, to_rgb=False)
+    torch.save(dict(state_dict=build_model(cfg).state_dict()), tmp_path / 'a.pth')
+    done = convert(cfg, tmp_path / 'a.pth', tmp_path / 'b.pth', probe_size=SIZE)
+    assert done.agreement.within(LOGITS)
+
+
 def test_the_written_config_starts_from_nothing_else(narrow_config, training_checkpoint, tmp_path):
     cfg = narrow_config()
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='before.pth')

@@ -8,7 +8,7 @@ import torch
 from downstream import narrow
 from mmorepa import switch_to_deploy
 from mmorepa.checkpoints import build_model
-from mmorepa.engine.prediction import Predictor, predict_files
+from mmorepa.engine.prediction import Predictor, predict_files, read_image
 from mmorepa.engine.run import load_config
 from mmorepa.errors import UserError
 from support import ROOT
@@ -103,6 +103,20 @@ def test_a_test_set_inside_of_another(wrapper, image, tmp_path):
     scores = (p.predict(cv2.imread(str(image))).pred_score for p in (plain, wrapped))
     assert torch.equal(*scores)
     assert wrapped.meta == plain.meta
+
+
+def test_an_image_is_read_as_the_pipeline_reads_it(image, tmp_path):
+    """A network of one channel, which colours do not fit."""
+    cfg = config('mmpretrain')
+    cfg.model.backbone.in_channels = 1
+    cfg.data_preprocessor.update(mean=[127.5], std=[127.5], to_rgb=False)
+    load = cfg.test_dataloader.dataset.pipeline[0]
+    load.update(color_type='grayscale', to_float32=True)
+    predict_files(cfg, saved(cfg, tmp_path), [image], tmp_path / 'out')
+    assert (tmp_path / 'out' / 'image.png').is_file()
+    found = read_image(image, **Predictor(cfg, tmp_path / 'model.pth').reading)
+    gray = cv2.imread(str(image), cv2.IMREAD_GRAYSCALE)
+    assert found.dtype == np.float32 and np.array_equal(found, gray)
 
 
 def refused(tmp_path, image, case):

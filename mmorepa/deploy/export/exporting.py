@@ -14,6 +14,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from ...checkpoints import load_model
+from ...checkpoints.comparing import input_channels
 from ...checkpoints.conversion import refuse_qat_form
 from ...convs import Agreement, switch_to_deploy
 from ...convs.convert.squeezing import TOLERANCE
@@ -134,7 +135,7 @@ def export(
     reference = TensorModel(before, full_size)
     network = TensorModel(switch_to_deploy(before, inplace=False), full_size)
     preprocessing = Preprocessing.of(before)
-    probes = random_images(size, dynamic=not static)
+    probes = random_images(size, not static, input_channels(before))
     if images:
         probes += test_images(cfg, before, images)
     if static:

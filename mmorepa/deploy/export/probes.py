@@ -14,20 +14,21 @@ from ...engine.data import build_loader, image_batches
 from ...errors import UserError, first_line
 
 
-def random_images(size: tuple[int, int], dynamic: bool) -> list[Tensor]:
+def random_images(size: tuple[int, int], dynamic: bool, channels: int = 3) -> list[Tensor]:
     """The same random normalised images each time.
 
     Args:
         size (tuple[int, int]): Height H and width W in pixels.
         dynamic (bool): Whether the file has to take other sizes too.
+        channels (int): The number C of channels. Defaults to 3.
 
     Returns:
-        list[Tensor]: (1, 3, H, W) alone, or (2, 3, H, W) and (1, 3, H + 32, W + 64).
+        list[Tensor]: (1, C, H, W) alone, or (2, C, H, W) and (1, C, H + 32, W + 64).
     """
     height, width = size
-    shapes = [(1, 3, height, width)]
+    shapes = [(1, channels, height, width)]
     if dynamic:
-        shapes = [(2, 3, height, width), (1, 3, height + 32, width + 64)]
+        shapes = [(2, channels, height, width), (1, channels, height + 32, width + 64)]
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator) for shape in shapes]
 

@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 
+from ...checkpoints.comparing import input_channels
 from ...engine.data import build_loader, image_batches, innermost
 from ...errors import UserError
 from ..export.probes import random_images, test_images
@@ -46,7 +47,7 @@ def sample_image(cfg: Config, model: nn.Module) -> Tensor:
     try:
         return test_images(cfg, model, 1)[0]
     except UserError:
-        return random_images((224, 224), dynamic=False)[0]
+        return random_images((224, 224), False, input_channels(model))[0]
 
 
 def calibration_loader(cfg: Config) -> ConfigDict:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
-from ...checkpoints.comparing import probe_image
+from ...checkpoints.comparing import input_channels, probe_image
 from ...checkpoints.forms import form_of
 from ...convs import Agreement
 from ...convs.convert.squeezing import TOLERANCE
@@ -200,6 +200,7 @@ def study(
         images = next(image_batches(build_loader(cfg, 'test_dataloader'), model))
         text = f'{len(images)} images of the test data'
     else:
-        images = probe_image(probe_size).to(next(model.parameters()).device)
+        images = probe_image(probe_size, input_channels(model))
+        images = images.to(next(model.parameters()).device)
         text = f'a random image of {probe_size} x {probe_size}'
     return FormsReport(str(network), text, *compare_layers(model, images))

@@ -97,6 +97,16 @@ def test_pixels_in_logits_out(checkpoint, tmp_path):
     assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
+def test_gray_images(small_config, tmp_path):
+    cfg = small_config('classifier')
+    cfg.model.backbone.in_channels = 1
+    cfg.data_preprocessor.update(mean=[127.5], std=[127.5], to_rgb=False)
+    torch.save(dict(state_dict=build_model(cfg).state_dict()), tmp_path / 'a.pth')
+    out = tmp_path / 'a.onnx'
+    export(cfg, tmp_path / 'a.pth', out, size=SIZE, with_preprocessing=True)
+    assert FORMATS['onnx'].load(out)(torch.zeros(2, 1, *SIZE))[0].shape == (2, 10)
+
+
 @pytest.mark.parametrize(
     'format, with_preprocessing', [('onnx', False), ('onnx', True), ('torch-export', True)]
 )
