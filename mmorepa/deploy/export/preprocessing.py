@@ -34,11 +34,13 @@ class Preprocessing:
         own = getattr(model, 'data_preprocessor', None)
         # Each library has a name of its own for the swap.
         names = ('to_rgb', '_channel_conversion', 'channel_conversion')
+        # mmseg pads for training by another number.
+        of_mmseg = (getattr(own, 'test_cfg', None) or {}).get('size_divisor')
         return cls(
             mean=_numbers(getattr(own, 'mean', ())),
             std=_numbers(getattr(own, 'std', ())),
             swaps_channels=any(bool(getattr(own, name, False)) for name in names),
-            pad_size_divisor=getattr(own, 'pad_size_divisor', None) or 1,
+            pad_size_divisor=getattr(own, 'pad_size_divisor', None) or of_mmseg or 1,
         )
 
     def metadata(self, inside: bool) -> dict[str, str]:

@@ -61,6 +61,25 @@ def test_what_is_said(inside, metadata, text):
     assert found.describe(inside) == text
 
 
+@pytest.mark.parametrize('test_cfg, divisor', [(dict(size_divisor=32), 32), (dict(size=(8, 8)), 1)])
+def test_what_mmseg_pads_to(test_cfg, divisor):
+    model = nn.Module()
+    model.data_preprocessor = SegDataPreProcessor(MEAN, STD, test_cfg=test_cfg)
+    assert Preprocessing.of(model).pad_size_divisor == divisor
+
+
+def test_pixels_are_padded_with_the_mean():
+    """The models' own padding comes behind their normalisation."""
+    model = nn.Module()
+    model.data_preprocessor = CASES['mmdet'][0]
+    pixels = torch.randint(0, 256, (3, 20, 32), dtype=torch.uint8)
+    expected = model.data_preprocessor(dict(inputs=[pixels]), False)['inputs']
+    padded = torch.tensor(MEAN[::-1]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
+    padded[..., :20, :] = pixels
+    found = Preprocessed(nn.Identity(), Preprocessing.of(model))(padded)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
 def test_a_model_without_any():
     assert Preprocessing.of(nn.Conv2d(3, 4, 1)) == Preprocessing()
 
