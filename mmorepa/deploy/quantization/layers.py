@@ -246,26 +246,25 @@ def measure_layer(
 ) -> Layer:
     """Measure one layer that is quantized alone; the arguments are those of :func:`measure`."""
     weight = quantizer.layer.weight.detach()
-    # Input, and so float output, are those of the float network: what comes before is in float.
-    outputs: list[list[Tensor]] = [[], []]
-    network_noise = Noise()
-    for rounded in (0, 1):
-        keep = quantizer.layer.register_forward_hook(
-            # The activation behind it may write into it.
-            lambda *args, kept=outputs[rounded]: kept.append(args[2].clone())
-        )
-        try:
-            with quantizer.active() if rounded else ExitStack():
-                if rounded:
-                    network_noise = outputs_noise(network, calibration, expected)
-                else:
-                    for batch in calibration:
-                        network(batch)
-        finally:
-            keep.remove()
-    output_noise = Noise()
-    for first, second in zip(*outputs):
-        output_noise.add(first, second)
+    output_noise, network_noise = Noise(), Noise()
+    kept: list[Tensor] = []
+    # The activation behind it may write into it.
+    keep = quantizer.layer.register_forward_hook(lambda *args: kept.append(args[2].clone()))
+    try:
+        # Batch by batch: the feature maps of all of them would take gigabytes.
+        for batch, outputs in zip(calibration, expected):
+            # The input is that of the float network: what comes before is in float.
+            network(batch)
+            with quantizer.active():
+                rounded = network(batch)
+            for first, second in zip(outputs, rounded):
+                network_noise.add(first, second)
+            half = len(kept) // 2  # a layer may run several times
+            for first, second in zip(kept[:half], kept[half:]):
+                output_noise.add(first, second)
+            kept.clear()
+    finally:
+        keep.remove()
     input_sqnr = quantizer.noise.sqnr
     metrics = {}
     if evaluate:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
@@ -125,6 +126,21 @@ def test_an_activation_in_place_changes_nothing(plain):
     images = [torch.rand(4, 3, 8, 8) - 0.25]
     first, second = (measure(switch_to_deploy(net), images).layers[0] for net in (plain, other))
     assert first.output_sqnr == second.output_sqnr
+
+
+def test_feature_maps_of_one_batch_are_held(plain, monkeypatch):
+    held, most, clone = [], [], torch.Tensor.clone
+
+    def noted(tensor, **kwargs):
+        copy = clone(tensor, **kwargs)
+        held.append(weakref.ref(copy))
+        most.append(sum(reference() is not None for reference in held))
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, 'clone', noted)
+    measure(switch_to_deploy(plain), [torch.rand(2, 3, 8, 8) for _ in range(8)])
+    assert len(held) >= 2 * 2 * 8  # two layers, in float and rounded
+    assert max(most) <= 4
 
 
 def test_one_scale_is_worse_where_channels_differ(plain):
