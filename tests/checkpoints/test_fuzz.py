@@ -352,9 +352,10 @@ READERS = (
 
 
 class ConfigLike(dict):
-    """A config that nobody gets to: the checkpoint is read first."""
+    """A config of which nothing is built: the checkpoint is read first."""
 
     filename = None
+    model = dict(type='Nothing')
 
 
 @pytest.mark.parametrize('reader', READERS)
