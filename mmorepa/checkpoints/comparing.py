@@ -35,20 +35,20 @@ def input_channels(model: nn.Module) -> int:
 def compare_forms(before: nn.Module, after: nn.Module, image: Tensor) -> Agreement:
     """Compare the raw outputs of two forms of an OpenMMLab model.
 
-    A two-stage detector picks proposals by rank, where the last digit can change the choice. Its
-    parts are therefore compared one by one: each part of the second model runs on the input that it
-    has in the first. So are those of a model whose raw outputs cannot be had from images alone,
-    such as DETR or Mask2Former.
+    A two-stage detector picks proposals by rank, and SOLO points, where the last digit can change
+    the choice. Their parts are therefore compared one by one: each part of the second model runs on
+    the input that it has in the first. So are those of a model whose raw outputs cannot be had from
+    images alone, such as DETR or Mask2Former.
 
     Args:
         before (nn.Module): One form of a classifier, detector or segmentor.
         after (nn.Module): Another form of it.
-        image (Tensor): (N, 3, H, W), normalised.
+        image (Tensor): (N, C, H, W), normalised.
 
     Returns:
         Agreement: The agreement over all outputs; if there are several parts, the worst.
     """
-    if not hasattr(before, 'roi_head'):
+    if not any(getattr(before, head, None) for head in ('roi_head', 'mask_head')):
         # What a model says that misses its data samples.
         with contextlib.suppress(AssertionError, AttributeError, LookupError, TypeError):
             return verify(before, after, image, mode='tensor')
