@@ -79,6 +79,8 @@ def stock(name):
         for key in ('encoder', 'decoder', 'transformer_decoder'):
             if key in part:
                 part[key].num_layers = 1
+    if 'solo' in name:
+        cfg.model.mask_head.update(stacked_convs=1, feat_channels=32)
     torch.manual_seed(0)
     return make_trained_like(build_model(cfg))
 
