@@ -3,6 +3,7 @@
 import ast
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,11 @@ def test_the_root_is_not_imported_from_inside():
     # ``from mmorepa import …`` inside of it would be a circle that Python happens to allow.
     inside = [p for p in PACKAGE.rglob('*.py') if location('mmorepa') in map(location, imports(p))]
     assert inside == []
+
+
+def test_no_two_modules_have_one_name():
+    names = [path.name for path in PACKAGE.rglob('*.py') if path.name != '__init__.py']
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 @pytest.mark.parametrize('folder', EXTERNAL)

@@ -27,7 +27,7 @@ from ...convs.convert.squeezing import foldable_norms
 from ...convs.kernels import fold_batch_norm
 from ...engine.quiet import quiet_torch
 from ...errors import UserError
-from .tracing import traced
+from .backbone_graph import traced
 
 
 @MODELS.register_module(name='QATForm')

@@ -26,8 +26,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from ...engine.quiet import quiet_torch
 from ...writing import written_whole
 from ..export import TensorModel
+from .backbone_graph import traced
 from .settings import Settings
-from .tracing import traced
 
 
 def quantize_torch(
