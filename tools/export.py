@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
         'this package. It is run and compared with the checkpoint first.'
     )
     cli.add_model(parser)
-    cli.add_out(parser, 'the file to write: .onnx, .pt2 (torch-export), .pt (torchscript)')
+    cli.add_out(parser, 'the file: .onnx, .pt2 (torch-export, aot-inductor), .pt (torchscript)')
     parser.add_argument(
         '--format',
         choices=['onnx', 'torch-export', 'torchscript', 'aot-inductor'],

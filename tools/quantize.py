@@ -15,7 +15,10 @@ def parse_args() -> argparse.Namespace:
     cli.add_model(parser)
     cli.add_out(parser, 'the file to write; may be left out with --report', nargs='?')
     parser.add_argument(
-        '--backend', choices=['onnxruntime', 'torch'], default='onnxruntime', help='default: first'
+        '--backend',
+        choices=['onnxruntime', 'torch'],
+        default='onnxruntime',
+        help='default: onnxruntime',
     )
     parser.add_argument(
         '--mode',
