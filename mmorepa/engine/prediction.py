@@ -165,8 +165,9 @@ def predict_files(
     with quiet_mmengine():
         predictor = Predictor(cfg, checkpoint)
         for place, array in arrays.items():
+            image = read_image(places[place], **predictor.reading) if predictor.reading else array
             try:
-                sample = predictor.predict(read_image(places[place], **predictor.reading))
+                sample = predictor.predict(image)
                 pictures[place] = predictor.draw(array, sample, score)
             except cv2.error as error:  # of a shape that cannot be resized
                 height, width = array.shape[:2]

@@ -102,6 +102,11 @@ class Noise:
         self.signal += before.square().sum().item()
         self.noise += (before - after).square().sum().item()
 
+    def add_all(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+        """Add several tensors, each with its counterpart."""
+        for pair in zip(before, after):
+            self.add(*pair)
+
     @property
     def sqnr(self) -> float:
         """The ratio in dB; see :class:`Layer`."""
@@ -197,7 +202,9 @@ def measure(
     with ExitStack() as stack:
         for quantizer in quantizers.values():
             stack.enter_context(quantizer.active())
-        noise = outputs_noise(network, calibration, expected)
+        noise = Noise()
+        for batch, outputs in zip(calibration, expected):
+            noise.add_all(outputs, network(batch))
         all_metrics = evaluate(model) if evaluate else {}
     return Measurement(
         layers=layers,
@@ -256,12 +263,9 @@ def measure_layer(
             # The input is that of the float network: what comes before is in float.
             network(batch)
             with quantizer.active():
-                rounded = network(batch)
-            for first, second in zip(outputs, rounded):
-                network_noise.add(first, second)
+                network_noise.add_all(outputs, network(batch))
             half = len(kept) // 2  # a layer may run several times
-            for first, second in zip(kept[:half], kept[half:]):
-                output_noise.add(first, second)
+            output_noise.add_all(kept[:half], kept[half:])
             kept.clear()
     finally:
         keep.remove()
@@ -287,17 +291,6 @@ def measure_layer(
         network_sqnr=network_noise.sqnr,
         metrics=metrics,
     )
-
-
-def outputs_noise(
-    network: TensorModel, calibration: Sequence[Tensor], expected: list[tuple[Tensor, ...]]
-) -> Noise:
-    """The noise of the network's raw outputs against the float ones."""
-    noise = Noise()
-    for batch, outputs in zip(calibration, expected):
-        for before, after in zip(outputs, network(batch)):
-            noise.add(before, after)
-    return noise
 
 
 def has_norm(before: nn.Module | None, quantizer: Quantizer) -> bool:
