@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..backbones.key_names import named_for
@@ -69,31 +69,7 @@ class LoadFromHook(Hook):
                         'it was trained with'
                     )
             return
-        found = named_for(model, state_dict, source)
-        needed = wanted(model, found)
-        fitting = {
-            key: value
-            for key, value in found.items()
-            if key in needed and value.shape == needed[key].shape
-        }
-        difference = misfit(needed, with_counters(needed, found))
-        refused = _refused(model, found) if difference and not is_sharded else None
-        if refused == '':
-            difference, fitting = '', found
-        elif refused:
-            resized = [key for key in found if key in needed and key not in fitting]
-            fitting |= {k: found[k] for k in resized if f'size mismatch for {k}:' not in refused}
-        if difference:
-            fitting = _whole_blocks(model, fitting, needed)
-        if difference and not (self.partial and fitting):
-            raise UserError(
-                f'{source} does not fit the model: {difference}; load_from wants all of it. For a '
-                'backbone alone use model.backbone.init_cfg, or train.py --init; to load what '
-                "fits, set default_hooks.load_from=dict(type='mmorepa.LoadFromHook', partial=True)"
-            )
-        said = f'loaded {len(fitting)} of the {len(needed)} tensors of the model from {source}'
-        if refused == '':
-            said = f'loaded all {len(found)} tensors of {source}, which the model itself adapts'
+        fitting, said = fitting_tensors(model, state_dict, source, self.partial, is_sharded)
         if plain := imitating(model, fitting):
             if is_sharded or not hasattr(model, 'backbone'):
                 said += f', a plain network: {len(plain)} blocks imitate its convolutions'
@@ -104,6 +80,56 @@ class LoadFromHook(Hook):
                 said += f', a plain network: {imitation(*backbones, len(plain), str(source))}'
         runner.logger.info(said)
         checkpoint['state_dict'] = fitting
+
+
+def fitting_tensors(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    source: str,
+    partial: bool = False,
+    is_sharded: bool = False,
+) -> tuple[dict[str, Tensor], str]:
+    """What ``load_from`` loads into a model.
+
+    Args:
+        model (nn.Module): The model.
+        state_dict (Mapping[str, Tensor]): Its weights, or those of the plain model.
+        source (str): Where they come from, for messages.
+        partial (bool): Whether a part of them is enough. Defaults to False.
+        is_sharded (bool): Whether the model is one of FSDP's. Defaults to False.
+
+    Returns:
+        tuple[dict[str, Tensor], str]: The tensors, and how many they are in words.
+
+    Raises:
+        UserError: If they do not fit the model, or are a deploy form and the model has blocks.
+    """
+    found = named_for(model, state_dict, source)
+    needed = wanted(model, found)
+    fitting = {
+        key: value
+        for key, value in found.items()
+        if key in needed and value.shape == needed[key].shape
+    }
+    difference = misfit(needed, with_counters(needed, found))
+    refused = _refused(model, found) if difference and not is_sharded else None
+    if refused == '':
+        difference, fitting = '', found
+    elif refused:
+        resized = [key for key in found if key in needed and key not in fitting]
+        fitting |= {k: found[k] for k in resized if f'size mismatch for {k}:' not in refused}
+    if difference:
+        fitting = _whole_blocks(model, fitting, needed)
+    if difference and not (partial and fitting):
+        raise UserError(
+            f'{source} does not fit the model: {difference}; load_from wants all of it. For a '
+            'backbone alone use model.backbone.init_cfg, or train.py --init; to load what '
+            "fits, set default_hooks.load_from=dict(type='mmorepa.LoadFromHook', partial=True)"
+        )
+    said = f'loaded {len(fitting)} of the {len(needed)} tensors of the model from {source}'
+    if refused == '':
+        said = f'loaded all {len(found)} tensors of {source}, which the model itself adapts'
+    return fitting, said
 
 
 def _refused(model: nn.Module, state_dict: Mapping) -> str | None:

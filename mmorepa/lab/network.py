@@ -12,12 +12,10 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import set_random_seed
 from torch import nn
 
-from ..backbones.key_names import named_for
 from ..checkpoints import build_model, load_checkpoint, load_form
-from ..checkpoints.state_dict import misfit, with_counters
 from ..convs import ReparamConv2d
-from ..convs.convert.plain import wanted
 from ..engine.data import seed_of
+from ..engine.load_from import fitting_tensors
 from ..engine.quiet import quiet_mmengine
 from ..errors import UserError
 
@@ -78,11 +76,9 @@ def load_network(
         load_form(model, start)
     elif start:
         # As training does: blocks imitate the convolutions of a plain network.
-        tensors = named_for(model, load_checkpoint(start)['state_dict'], str(start))
-        needed = wanted(model, tensors)
-        if difference := misfit(needed, with_counters(needed, tensors)):
-            raise UserError(f'{start}, the load_from of the config, does not fit: {difference}')
-        model.load_state_dict(tensors, strict=False)
+        source = f'{start}, the load_from of the config,'
+        state_dict = load_checkpoint(start)['state_dict']
+        model.load_state_dict(fitting_tensors(model, state_dict, source)[0], strict=False)
     else:
         with quiet_mmengine():
             model.init_weights()
